@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a backend is: one rank's work on one block of keys, forward and backward. It knows nothing
+// of rings or communicators. State between hops is the backend's own, in the workspace.
+#pragma once
+
+#include <cstddef>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "plan.h"
+#include "ringattn/attention.h"
+#include "schedule.h"
+
+namespace ringattn {
+
+/// What both passes of one step know.
+struct StepContext {
+  const Plan& plan;
+  const PairSchedule& schedule;     // this rank's queries against this block's keys
+  ConstTensorView query;            // [B, Sq, H, D]
+  ConstTensorView key;              // [B, Sk, G, D]
+  ConstTensorView value;            // [B, Sk, G, Dv]
+  const double* sinks;              // [H], one logit per head, or null
+  bool first;                       // no state yet
+  bool last;                        // finish: sinks, division, rounding
+  std::span<std::byte> workspace;   // workspace_bytes(), the same in every step of a pass
+  Executor& executor;
+  Stream stream;
+};
+
+struct ForwardStep : StepContext {
+  TensorView out;  // written by the last step
+  TensorView lse;  // if present
+};
+
+struct BackwardStep : StepContext {
+  ConstTensorView out;
+  ConstTensorView lse;
+  ConstTensorView dout;
+  ConstTensorView dlse;     // may be absent
+  TensorView dquery;        // written by the last step
+  double* dsinks;           // [H], this rank's part, written by the first step; or null
+  std::byte* dkey_sum;      // [B, Sk, G, D] of sum_dtype(): overwritten with this step's part
+  std::byte* dvalue_sum;    // [B, Sk, G, Dv]
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual std::string_view name() const = 0;
+
+  /// Why this build or machine cannot run it at all; none: it can.
+  virtual std::optional<std::string> why_absent() const { return std::nullopt; }
+
+  /// Why it does not take this problem; none: it does.
+  virtual std::optional<std::string> why_not(const Problem& problem,
+                                             const Options& options) const = 0;
+
+  /// The tile table: shape for a pass, hints honoured where they are possible.
+  virtual TileShape tiles(const Problem& problem, const TileHint& hint, Pass pass) const = 0;
+
+  virtual std::vector<std::string> instruction_sets() const { return {}; }
+
+  /// kFloat32, or kFloat64 for a backend that accumulates so.
+  virtual DType sum_dtype() const { return DType::kFloat32; }
+
+  /// Bytes of StepContext::workspace. `hops`: does state survive between steps?
+  virtual std::size_t workspace_bytes(const Plan& plan, Pass pass) const = 0;
+
+  /// Visible pairs and tiles of this step (hops and bytes are the ring's).
+  virtual PassCounts forward(const ForwardStep& step) const = 0;
+  virtual PassCounts backward(const BackwardStep& step) const = 0;
+
+  /// sum += part, n elements of sum_dtype().
+  virtual void accumulate(std::byte* sum, const std::byte* part, std::int64_t n,
+                          Executor& executor, Stream stream) const = 0;
+
+  /// Rounds contiguous [B, S, heads, dim] sums to the dtype of `out`, once.
+  virtual void store(const std::byte* sum, TensorView out, Executor& executor,
+                     Stream stream) const = 0;
+};
+
+/// The explicit ordered list: best first, reference last.
+std::span<const Backend* const> all_backends();
+
+/// The first backend that takes the problem, or the one that is named. Throws kUnsupported with
+/// every backend's reason.
+struct ChosenBackend {
+  const Backend* backend;
+  std::string reason;
+};
+ChosenBackend choose_backend(const Problem& problem, const Options& options);
+
+}  // namespace ringattn
