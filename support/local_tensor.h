@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+// A rank's tensor: plain, or "guarded": strided the least convenient way that the API allows,
+// every byte that is not an element filled with NaN patterns, and a check that they are still
+// there. It is memory only; who fills it is the caller's business.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "ringattn/tensor.h"
+
+namespace ringattn::support {
+
+class LocalTensor {
+ public:
+  LocalTensor() = default;
+
+  /// Every byte is 0xFF: a NaN in any float format, padding as a segment id. So an element that
+  /// nobody writes shows up as a NaN in what should be finite.
+  LocalTensor(DType dtype, std::vector<std::int64_t> shape, bool guarded);
+
+  bool present() const { return view_.present(); }
+  TensorView view() { return view_; }
+  ConstTensorView view() const { return view_; }
+
+  /// Are all bytes outside the elements as the constructor left them?
+  bool intact() const;
+
+ private:
+  std::vector<std::byte> bytes_;
+  TensorView view_;
+};
+
+}  // namespace ringattn::support
