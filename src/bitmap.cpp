@@ -208,6 +208,15 @@ std::int64_t BlockBitmap::mixed_blocks() const {
   return static_cast<std::int64_t>(mixed_.size()) / kBlock;
 }
 
+std::int64_t BlockBitmap::hash() const {
+  std::uint64_t h = static_cast<std::uint64_t>(heads());
+  const auto add = [&](std::uint64_t x) { h = (h ^ x) * 0xFF51AFD7ED558CCDU + (h >> 29); };
+  for (std::int32_t p : plane_of_head_) add(static_cast<std::uint32_t>(p));
+  for (std::int32_t b : planes_) add(static_cast<std::uint32_t>(b));
+  for (std::uint64_t w : mixed_) add(w);
+  return static_cast<std::int64_t>(h);
+}
+
 CompiledMask compile(const Mask& mask, std::int64_t heads, std::int64_t query_seq,
                      std::int64_t key_seq) {
   const auto shape = mask.shape();

@@ -41,6 +41,9 @@ class BlockBitmap {
   std::int64_t planes() const;
   std::int64_t mixed_blocks() const;
 
+  /// Equal for equal masks; computed on each call.
+  std::int64_t hash() const;
+
  private:
   friend class BitmapBuilder;  // bitmap.cpp
   std::int64_t query_seq_ = 0, key_seq_ = 0, block_rows_ = 0, block_cols_ = 0;

@@ -37,9 +37,23 @@ struct Step {
 
 /// The steps of one rank, own block first, then offsets 1, 2, ..., then -1, -2, ...
 struct Route {
+  int rank = 0;
   std::vector<Step> steps;
   int forward_reach = 0;   // how many hops this rank's own block travels to next ranks
   int backward_reach = 0;  // and to previous ones
+
+  /// Step s + 1 if it continues in the direction of step s, else null.
+  const Step* onward(std::size_t s) const {
+    if (s + 1 >= steps.size() || steps[s].offset == 0) return nullptr;
+    const Step& next = steps[s + 1];
+    return (next.offset > 0) == (steps[s].offset > 0) ? &next : nullptr;
+  }
+
+  /// Does the block of step s travel no farther than this rank? Its dK, dV then go home.
+  bool stops_here(std::size_t s) const {
+    const Step* next = onward(s);
+    return steps[s].receives && (next == nullptr || !next->sends);
+  }
 };
 
 /// Which pairs of (query rank, key rank) have a visible pair.
@@ -111,19 +125,29 @@ class Plan {
   PairSchedule pair_schedule(Pass pass, int query_rank, int key_rank) const;
 
   BlockLayout block_layout(int owner) const;
-  std::size_t sums_bytes(int owner) const;  // dK and dV of one block
+  std::size_t sums_bytes(int owner) const;         // dK and dV of one block, in sum_dtype()
+  std::size_t value_sums_offset(int owner) const;  // where dV begins
 
-  /// Which pairs are live by mask and layout; every pair with explicit positions.
-  LiveMatrix live_matrix() const;
+  /// Which pairs are live by mask and layout; with explicit positions or segment ids, by the
+  /// data too if it is at hand, as the ranks agree on it before they send.
+  LiveMatrix live_matrix(const GlobalData& data = {}) const;
 
   /// Workspace bytes on this rank; the formula is written out in docs/contract.md.
   std::size_t workspace_bytes(Pass pass) const;
 
-  /// What rank `rank` does step by step in a pass, given the data (if any) that decides.
-  std::vector<StepCounts> steps(Pass pass, int rank, const GlobalData& data = {}) const;
+  /// What rank `rank` does step by step in a pass, given the data (if any) that decides. To ask
+  /// for many ranks, compute `live` once.
+  std::vector<StepCounts> steps(Pass pass, int rank, const LiveMatrix& live,
+                                const GlobalData& data = {}) const;
+  std::vector<StepCounts> steps(Pass pass, int rank, const GlobalData& data = {}) const {
+    return steps(pass, rank, live_matrix(data), data);
+  }
 
-  /// The sum of steps().
+  /// The sum of steps(), and the tiles of the shard pairs that no step touches as skipped.
   PassCounts counts(Pass pass, int rank, const GlobalData& data = {}) const;
+
+  /// Tiles of this rank's queries against every shard, over batch and query heads.
+  std::int64_t all_tiles(Pass pass, int rank) const;
 
  private:
   Problem problem_;

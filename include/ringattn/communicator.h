@@ -42,13 +42,14 @@ class Communicator {
   virtual Ticket shift(std::span<const std::byte> out, std::span<std::byte> in,
                        std::size_t expected, int offset, Stream stream) = 0;
 
-  /// Orders what follows after the arrival (blocks on a CPU); where the bytes are: `in`, or the
-  /// sender's memory. Valid until finish(). What was received may be sent on by a later shift.
+  /// Orders what follows after the arrival (blocks on a CPU). Returns where the bytes are: `in`,
+  /// or, if hands_over(), the sender's memory, valid until finish(). A later shift may send them
+  /// on.
   virtual std::span<const std::byte> wait(Ticket ticket, Stream stream) = 0;
 
-  /// Gives back what was received, then waits until nobody reads `out` any more. A transfer that
-  /// sends on what an earlier one received is finished before it. After abort() it throws
-  /// nothing, and still returns only when no peer reads `out`.
+  /// Gives back what was received, then waits until nobody reads `out` any more. If hands_over(),
+  /// a transfer that sends on what an earlier one received is finished before that one. Throws if
+  /// the ring was aborted, but also then only once no peer reads `out`.
   virtual void finish(Ticket ticket, Stream stream) = 0;
 
   /// Makes every present and later wait of every rank fail, naming this rank and the reason.

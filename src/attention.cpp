@@ -1,0 +1,298 @@
+// SPDX-License-Identifier: Apache-2.0
+// Binds views and buffers to the ring loop and a backend. No mask, no tile, no arithmetic here.
+#include "ringattn/attention.h"
+
+#include <cstdint>
+#include <new>
+#include <utility>
+
+#include "arguments.h"
+#include "backend.h"
+#include "block.h"
+#include "counts.h"
+#include "handshake.h"
+#include "plan.h"
+#include "ring.h"
+#include "summary.h"
+#include "workspace.h"
+
+namespace ringattn {
+namespace {
+
+/// A ring of one: nothing to send, nobody to wait for.
+class Alone final : public Communicator {
+ public:
+  int rank() const noexcept override { return 0; }
+  int size() const noexcept override { return 1; }
+  std::string_view name() const noexcept override { return "none"; }
+  bool hands_over() const noexcept override { return true; }
+  Ticket shift(std::span<const std::byte>, std::span<std::byte>, std::size_t, int,
+               Stream) override {
+    return 0;
+  }
+  std::span<const std::byte> wait(Ticket, Stream) override { return {}; }
+  void finish(Ticket, Stream) override {}
+  void abort(std::string_view) noexcept override {}
+};
+
+struct AlignedDelete {
+  void operator()(std::byte* p) const {
+    ::operator delete(p, std::align_val_t{Carver::kAlignment});
+  }
+};
+
+/// The side that is given, or the other one for both.
+const ConstTensorView& either(const ConstTensorView& a, const ConstTensorView& b) {
+  return a.present() ? a : b;
+}
+
+}  // namespace
+
+struct RingAttention::Impl {
+  Impl(Communicator* ring_in, const Problem& problem, const Options& options)
+      : ring(ring_in == nullptr ? alone : *ring_in), plan(make_plan(ring, problem, options)),
+        executor(options.executor != nullptr ? options.executor : default_executor()),
+        live(plan.live_matrix()), route(make_route(live, plan.rank())),
+        head_sinks(static_cast<std::size_t>(problem.query_heads)),
+        head_dsinks(static_cast<std::size_t>(problem.query_heads)), backend(plan.backend().name()) {
+  }
+
+  /// A rank whose options are refused, or differ, fails every rank.
+  static Plan make_plan(Communicator& ring, const Problem& problem, const Options& options) {
+    return guarded(&ring, [&] {
+      Plan made(problem, options, ring.rank(), ring.size(), ring.hands_over());
+      compare_plans(ring, made);
+      return made;
+    });
+  }
+
+  std::span<std::byte> workspace_for(Pass pass, std::span<std::byte> given);
+
+  template <class Args>
+  PairSchedule prepare(Pass pass, const Args& args, const Workspace& w);
+  const Route& agree_on_route(const Workspace& w, Stream stream);
+  void complete(PairSchedule& schedule, const Step& step, const KeyBlock& block,
+                const Workspace& w) const;
+  template <class Args>
+  StepContext context(const Args& args, const PairSchedule& schedule, const KeyBlock& block,
+                      const Step& step, const Workspace& w, Stream stream);
+  PassCounts forward(const ForwardArgs& args, std::span<std::byte> given, Stream stream);
+  PassCounts backward(const BackwardArgs& args, std::span<std::byte> given, Stream stream);
+  void share_sink_gradients(const BackwardArgs& args, const Workspace& w, Stream stream);
+  PassCounts total(Pass pass, PassCounts counts, const Traffic& traffic) const;
+
+  Alone alone;
+  Communicator& ring;
+  Plan plan;
+  std::shared_ptr<Executor> executor;
+  LiveMatrix live;    // by mask and layout
+  Route route;        // by live; or by the data of the current call
+  std::vector<double> head_sinks;
+  std::vector<double> head_dsinks;
+  std::string backend;
+  std::unique_ptr<std::byte[], AlignedDelete> owned;
+  std::size_t owned_bytes = 0;
+};
+
+std::span<std::byte> RingAttention::Impl::workspace_for(Pass pass, std::span<std::byte> given) {
+  const std::size_t bytes = plan.workspace_bytes(pass);
+  if (given.empty()) {
+    if (owned_bytes < bytes || owned == nullptr) {
+      owned.reset();
+      owned.reset(static_cast<std::byte*>(::operator new(bytes + Carver::kAlignment,
+                                                         std::align_val_t{Carver::kAlignment})));
+      owned_bytes = bytes;
+    }
+    return {owned.get(), bytes};
+  }
+  const bool aligned = reinterpret_cast<std::uintptr_t>(given.data()) % Carver::kAlignment == 0;
+  if (given.size() < bytes || !aligned) {
+    throw Error(ErrorCode::kInvalidArgument,
+                "workspace: expected " + std::to_string(bytes) + " bytes aligned to " +
+                    std::to_string(Carver::kAlignment) + ", got " + std::to_string(given.size()) +
+                    (aligned ? "" : " not so aligned"));
+  }
+  return given;
+}
+
+/// Copies ids, positions and what will travel into the workspace; the schedule's query side.
+template <class Args>
+PairSchedule RingAttention::Impl::prepare(Pass pass, const Args& args, const Workspace& w) {
+  PairSchedule schedule = plan.pair_schedule(pass, plan.rank(), plan.rank());
+  pack_own_block(plan, args.key, args.value, either(args.kv_segment_ids, args.q_segment_ids),
+                 args.kv_positions, w, *executor);
+  if (plan.options().explicit_positions) {
+    copy_positions(args.q_positions, w.query_positions);
+    schedule.queries.positions =
+        Positions{{{0, schedule.queries.positions.size()}, {}}, 1, w.query_positions};
+    tile_spans(schedule.queries, w.query_spans);
+    schedule.queries.spans = w.query_spans;
+  }
+  if (plan.options().segment_ids) {
+    copy_ids(either(args.q_segment_ids, args.kv_segment_ids), w.query_ids);
+    segment_bounds(w.query_ids, plan.problem().batch, schedule.queries, w.query_bounds);
+    schedule.query_segments = {w.query_ids, w.query_bounds};
+  }
+  combine_sinks(args.sinks, plan.problem().query_heads, head_sinks.data());
+  return schedule;
+}
+
+/// With segment ids or positions the ranks tell each other their ranges first.
+const Route& RingAttention::Impl::agree_on_route(const Workspace& w, Stream stream) {
+  const bool data = plan.options().segment_ids || plan.options().explicit_positions;
+  if (plan.world() == 1 || !data) return route;
+  const Problem& p = plan.problem();
+  const KeyBlock own = unpack(plan, plan.rank(), w.own_block);
+  const std::size_t bytes = record_bytes(plan);
+  summarise(p.batch, plan.query_rows(plan.rank()).size(), plan.key_rows(plan.rank()).size(),
+            w.query_ids, own.ids, w.query_positions, own.positions,
+            w.table.data() + static_cast<std::size_t>(plan.rank()) * bytes);
+  gather(ring, w.table, bytes, stream);
+  LiveMatrix now = live;
+  apply_summaries(plan, w.table.data(), bytes, now);
+  route = make_route(now, plan.rank());
+  return route;
+}
+
+/// The schedule's key side for one block.
+void RingAttention::Impl::complete(PairSchedule& schedule, const Step& step,
+                                   const KeyBlock& block, const Workspace& w) const {
+  schedule.keys.positions = plan.key_rows(step.owner);
+  schedule.keys.spans = nullptr;
+  if (block.positions != nullptr) {
+    schedule.keys.positions =
+        Positions{{{0, schedule.keys.positions.size()}, {}}, 1, block.positions};
+    tile_spans(schedule.keys, w.key_spans);
+    schedule.keys.spans = w.key_spans;
+  }
+  if (block.ids != nullptr) {
+    segment_bounds(block.ids, plan.problem().batch, schedule.keys, w.key_bounds);
+    schedule.key_segments = {block.ids, w.key_bounds};
+  }
+}
+
+template <class Args>
+StepContext RingAttention::Impl::context(const Args& args, const PairSchedule& schedule,
+                                         const KeyBlock& block, const Step& step,
+                                         const Workspace& w, Stream stream) {
+  return {plan,       schedule,  args.query,
+          block.key,  block.value, args.sinks.present() ? head_sinks.data() : nullptr,
+          step.first, step.last, w.backend,
+          *executor,  stream};
+}
+
+PassCounts RingAttention::Impl::total(Pass pass, PassCounts counts, const Traffic& traffic) const {
+  counts.hops = traffic.hops;
+  counts.bytes = traffic.bytes;
+  counts.tiles.skipped = plan.all_tiles(pass, plan.rank()) - counts.tiles.visited;
+  return counts;
+}
+
+PassCounts RingAttention::Impl::forward(const ForwardArgs& args, std::span<std::byte> given,
+                                        Stream stream) {
+  check(plan, args);
+  Carver carver(workspace_for(Pass::kForward, given));
+  const Workspace w = carve_workspace(plan, Pass::kForward, carver);
+  PairSchedule schedule = prepare(Pass::kForward, args, w);
+  const Route& turn = agree_on_route(w, stream);
+  TravellingBlocks blocks(ring, plan, w, stream);
+  PassCounts counts;
+  try {
+    const Traffic traffic = run_ring(
+        turn, blocks, nullptr,
+        [&](const Step& step, std::span<const std::byte> message, std::span<std::byte>) {
+          const KeyBlock block = step.offset == 0 ? own_block(plan, args.key, args.value, w)
+                                                  : unpack(plan, step.owner, message);
+          complete(schedule, step, block, w);
+          counts += plan.backend().forward(
+              {context(args, schedule, block, step, w, stream), args.out, args.lse});
+        });
+    return total(Pass::kForward, counts, traffic);
+  } catch (const std::exception& error) {
+    ring.abort(error.what());
+    blocks.abandon();
+    throw;
+  }
+}
+
+PassCounts RingAttention::Impl::backward(const BackwardArgs& args, std::span<std::byte> given,
+                                         Stream stream) {
+  check(plan, args);
+  Carver carver(workspace_for(Pass::kBackward, given));
+  const Workspace w = carve_workspace(plan, Pass::kBackward, carver);
+  PairSchedule schedule = prepare(Pass::kBackward, args, w);
+  const Route& turn = agree_on_route(w, stream);
+  TravellingBlocks blocks(ring, plan, w, stream);
+  TravellingSums sums(ring, plan, plan.backend(), turn, w, *executor, stream);
+  PassCounts counts;
+  Traffic traffic;
+  try {
+    traffic = run_ring(
+        turn, blocks, &sums,
+        [&](const Step& step, std::span<const std::byte> message, std::span<std::byte> part) {
+          const KeyBlock block = step.offset == 0 ? own_block(plan, args.key, args.value, w)
+                                                  : unpack(plan, step.owner, message);
+          complete(schedule, step, block, w);
+          counts += plan.backend().backward(
+              {context(args, schedule, block, step, w, stream), args.out, args.lse, args.dout,
+               args.dlse, args.dquery, args.sinks.present() ? head_dsinks.data() : nullptr,
+               part.data(), part.data() + plan.value_sums_offset(step.owner)});
+        });
+  } catch (const std::exception& error) {
+    ring.abort(error.what());
+    sums.abandon();
+    blocks.abandon();
+    throw;
+  }
+  const std::byte* own = w.own_sums.data();
+  plan.backend().store(own, args.dkey, *executor, stream);
+  plan.backend().store(own + plan.value_sums_offset(plan.rank()), args.dvalue, *executor, stream);
+  if (args.sinks.present()) share_sink_gradients(args, w, stream);
+  return total(Pass::kBackward, counts, traffic);
+}
+
+/// Adds every rank's part in the order of ranks: the same bits everywhere.
+void RingAttention::Impl::share_sink_gradients(const BackwardArgs& args, const Workspace& w,
+                                               Stream stream) {
+  const std::size_t bytes = record_bytes(plan);
+  const auto record = [&](int rank) {
+    return reinterpret_cast<double*>(w.table.data() + static_cast<std::size_t>(rank) * bytes);
+  };
+  std::copy(head_dsinks.begin(), head_dsinks.end(), record(plan.rank()));
+  if (plan.world() > 1) gather(ring, w.table, bytes, stream);
+  for (std::size_t h = 0; h < head_dsinks.size(); ++h) {
+    double sum = 0.0;
+    for (int r = 0; r < plan.world(); ++r) sum += record(r)[h];
+    head_dsinks[h] = sum;
+  }
+  spread_sink_gradients(args.sinks, head_dsinks.data(), plan.problem().query_heads, args.dsinks);
+}
+
+RingAttention::RingAttention(Communicator& ring, const Problem& problem, const Options& options)
+    : impl_(std::make_unique<Impl>(&ring, problem, options)) {}
+RingAttention::RingAttention(const Problem& problem, const Options& options)
+    : impl_(std::make_unique<Impl>(nullptr, problem, options)) {}
+RingAttention::~RingAttention() = default;
+RingAttention::RingAttention(RingAttention&&) noexcept = default;
+RingAttention& RingAttention::operator=(RingAttention&&) noexcept = default;
+
+std::size_t RingAttention::forward_workspace_bytes() const {
+  return impl_->plan.workspace_bytes(Pass::kForward);
+}
+std::size_t RingAttention::backward_workspace_bytes() const {
+  return impl_->plan.workspace_bytes(Pass::kBackward);
+}
+const std::string& RingAttention::backend() const { return impl_->backend; }
+const std::string& RingAttention::backend_reason() const { return impl_->plan.backend_reason(); }
+
+PassCounts RingAttention::forward(const ForwardArgs& args, std::span<std::byte> workspace,
+                                  Stream stream) {
+  return guarded(&impl_->ring, [&] { return impl_->forward(args, workspace, stream); });
+}
+
+PassCounts RingAttention::backward(const BackwardArgs& args, std::span<std::byte> workspace,
+                                   Stream stream) {
+  return guarded(&impl_->ring, [&] { return impl_->backward(args, workspace, stream); });
+}
+
+}  // namespace ringattn

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+// Are problem and options equal on every rank? Asked once, before any data moves.
+#pragma once
+
+#include "plan.h"
+#include "ringattn/communicator.h"
+
+namespace ringattn {
+
+/// Throws kCommunication on every rank, naming the field and both values, if two ranks differ.
+/// Collective.
+void compare_plans(Communicator& ring, const Plan& plan);
+
+}  // namespace ringattn

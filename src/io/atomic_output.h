@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// Output that appears complete or not at all: written beside its name, then renamed. An existing
+// file or folder of that name is replaced on success and untouched on failure.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "io/file.h"
+
+namespace ringattn {
+
+class AtomicOutput {
+ public:
+  enum class Kind { kFile, kFolder };
+
+  /// Checks everything that commit() will need, and creates the temporary. A folder that holds
+  /// other things than .npy files is never replaced. Throws FileError.
+  AtomicOutput(const std::string& path, Kind kind);
+
+  /// Removes the temporary unless commit() succeeded.
+  ~AtomicOutput();
+  AtomicOutput(const AtomicOutput&) = delete;
+  AtomicOutput& operator=(const AtomicOutput&) = delete;
+
+  /// The file itself (`entry` empty), or a new file inside the folder.
+  std::unique_ptr<FileWriter> create(const std::string& entry = {});
+
+  /// Renames the temporary to the name. Writers must be closed.
+  void commit();
+
+ private:
+  std::string path_;
+  std::string temporary_;
+  Kind kind_;
+};
+
+/// Removes the temporaries of every output that is being written and lets nobody create or commit
+/// one from now on (callers of those block for ever). For a thread that ends the process, such as
+/// one that waits for signals; not for a signal handler.
+void remove_temporaries_before_exit() noexcept;
+
+}  // namespace ringattn

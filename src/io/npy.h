@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+// NumPy's .npy, versions 1 to 3: little-endian, C order, plain dtypes. bfloat16 is `<V2`, as
+// ml_dtypes writes it. Objects, structures, big-endian and Fortran order are refused.
+#pragma once
+
+#include "io/tensor_entry.h"
+
+namespace ringattn {
+
+/// Parses and checks the header; the data must fill the rest of the file exactly.
+TensorEntry open_npy(const File& file);
+
+/// Writes version 1.0.
+void write_npy(FileWriter& file, const HostTensor& tensor);
+
+}  // namespace ringattn

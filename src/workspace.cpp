@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "workspace.h"
+
+#include <algorithm>
+
+#include "backend.h"
+#include "summary.h"
+
+namespace ringattn {
+namespace {
+
+void carve_schedule(const Plan& plan, Pass pass, Carver& carver, Workspace& w) {
+  const std::int64_t batch = plan.problem().batch;
+  const Positions queries = plan.query_rows(plan.rank());
+  const std::int64_t query_tiles = Tiling{queries, plan.tiles(pass).queries, nullptr}.count();
+  std::int64_t key_tiles = 0;
+  for (int r = 0; r < plan.world(); ++r) {
+    key_tiles = std::max(key_tiles, Tiling{plan.key_rows(r), plan.tiles(pass).keys, nullptr}.count());
+  }
+  if (plan.options().segment_ids) {
+    w.query_ids = carver.take_array<std::int32_t>(batch * queries.size());
+    w.query_bounds = carver.take_array<SegmentBounds>(batch * query_tiles);
+    w.key_bounds = carver.take_array<SegmentBounds>(batch * key_tiles);
+  }
+  if (plan.options().explicit_positions) {
+    w.query_positions = carver.take_array<std::int64_t>(queries.size());
+    w.query_spans = carver.take_array<Range>(query_tiles + 1);
+    w.key_spans = carver.take_array<Range>(key_tiles + 1);
+  }
+}
+
+}  // namespace
+
+std::size_t record_bytes(const Plan& plan) {
+  return std::max(summary_bytes(plan.problem()),
+                  static_cast<std::size_t>(plan.problem().query_heads) * sizeof(double));
+}
+
+Workspace carve_workspace(const Plan& plan, Pass pass, Carver& carver) {
+  Workspace w;
+  const bool ring = plan.world() > 1;
+  std::size_t block = 0;
+  std::size_t sums = 0;
+  for (int r = 0; r < plan.world(); ++r) {
+    block = std::max(block, plan.block_layout(r).bytes);
+    sums = std::max(sums, plan.sums_bytes(r));
+  }
+  carve_schedule(plan, pass, carver, w);
+  const BlockLayout own = plan.block_layout(plan.rank());
+  // Alone, K and V are read where they lie; only ids and positions are copied.
+  w.own_block = carver.take(ring ? own.bytes : own.bytes - own.ids);
+  if (ring) {
+    w.table = carver.take(record_bytes(plan) * static_cast<std::size_t>(plan.world()));
+  } else {
+    w.table = carver.take(record_bytes(plan));
+  }
+  const bool buffers = ring && !plan.hands_over();
+  for (auto& b : w.received_blocks) b = carver.take(buffers ? block : 0);
+  if (pass == Pass::kBackward) {
+    w.own_sums = carver.take(plan.sums_bytes(plan.rank()));
+    for (auto& p : w.parts) p = carver.take(ring ? sums : 0);
+    w.received_sums = carver.take(buffers ? sums : 0);
+    for (auto& s : w.returned_sums) s = carver.take(buffers ? plan.sums_bytes(plan.rank()) : 0);
+  }
+  w.backend = carver.take(plan.backend().workspace_bytes(plan, pass));
+  return w;
+}
+
+}  // namespace ringattn
