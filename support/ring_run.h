@@ -35,7 +35,7 @@ struct RingSettings {
   bool lse = true;                  // the backward makes it anyway
   std::optional<DType> out_dtype;   // none: the problem's
   std::optional<DType> grad_dtype;  // none: the problem's
-  DType lse_dtype = DType::kFloat32;  // kFloat64: backend "reference" only; also of dsinks
+  DType lse_dtype = DType::kFloat32;  // of lse, dlse and dsinks; kFloat64: "reference" only
   std::chrono::milliseconds timeout = kDefaultTimeout;
   bool guarded = false;  // strided local tensors between canaries; see local_tensor.h
   /// Called after a rank has finished a pass, from its thread, one call at a time.
@@ -78,12 +78,11 @@ class RingJob {
   struct Rank;
   template <class Work>
   double on_all_ranks(const Work& work);
-  void run_pass(Rank& rank, bool backward);
+  void run_pass(Rank& rank, bool backward, int& done);
 
   RingSettings settings_;
   Problem problem_;
   Options options_;
-  std::vector<std::int64_t> sinks_shape_;
   std::vector<std::unique_ptr<Communicator>> ring_;
   std::vector<std::unique_ptr<Rank>> ranks_;
   double forward_ms_ = 0.0;
