@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "local_tensor.h"
+#include "support/local_tensor.h"
 
 #include <algorithm>
 

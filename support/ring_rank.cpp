@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "ring_rank.h"
+#include "support/ring_rank.h"
 
 #include <algorithm>
 #include <string>

@@ -7,8 +7,8 @@
 #include <span>
 #include <vector>
 
-#include "local_tensor.h"
-#include "ring_run.h"
+#include "support/local_tensor.h"
+#include "support/ring_run.h"
 
 namespace ringattn::support {
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "ring_run.h"
+#include "support/ring_run.h"
 
 #include <algorithm>
 #include <cstring>
@@ -8,7 +8,7 @@
 #include <mutex>
 #include <thread>
 
-#include "ring_rank.h"
+#include "support/ring_rank.h"
 
 namespace ringattn::support {
 namespace {
@@ -144,7 +144,7 @@ RingResult RingJob::result() const {
   const auto gather = [&](LocalTensor Rank::* member, int seq_dim, std::int64_t length) {
     const ConstTensorView first = (ranks_[0].get()->*member).view();
     if (!first.present()) return HostTensor();
-    Shape shape = shape_of(first);
+    std::vector<std::int64_t> shape = shape_of(first);
     shape[static_cast<std::size_t>(seq_dim)] = length;
     HostTensor global(first.dtype, shape);
     for (const auto& rank : ranks_) {
