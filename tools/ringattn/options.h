@@ -36,7 +36,7 @@ struct Settings {
   std::optional<std::int64_t> chunk;
   std::optional<float> soft_cap;
   std::optional<float> scale;
-  std::int64_t q_blocksize = 0;   // 0: the backend's choice
+  std::int64_t q_blocksize = 0;  // 0: the backend's choice
   std::int64_t kv_blocksize = 0;
   bool fused_backward = false;
   bool deterministic = false;
@@ -59,6 +59,9 @@ struct Settings {
   std::uint64_t seed = 0;   // check and bench: of random data
   int repeats = 0;          // bench: 0: as many as a steady median needs
 
+  std::string text;         // help or version: to be printed instead of running a command
+  bool no_command = false;  // then `text` is the help, and the exit code 2
+
   std::set<std::string> given;  // names of options on the command line, such as "--causal"
 
   /// Does any option say who sees whom? They exclude the tensor `mask`.
@@ -73,7 +76,7 @@ void add_commands(CLI::App& app, Settings& settings);
 void check_combinations(const Settings& settings);
 
 /// add_commands(), parsing and check_combinations() of a whole command line without its program
-/// name. Throws CLI::ParseError (help, version and usage errors) or Error.
+/// name. Throws Error, for usage errors with kInvalidArgument.
 Settings parse(std::vector<std::string> arguments);
 
 /// The library's options: mask, layout, hints, backend and a pool of settings.threads threads.

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+// The tool's inputs through the ring that its options ask for, with a progress bar.
+#pragma once
+
+#include <string>
+
+#include "inputs.h"
+#include "options.h"
+#include "support/ring_run.h"
+
+namespace ringattn::tool {
+
+/// Views of the global tensors; absent ones stay absent.
+support::RingInputs ring_inputs(const Inputs& inputs);
+
+/// Forward, and backward with --backward. Errors about a tensor of IN name `source`.
+support::RingResult pass_through_ring(const Inputs& inputs, const Settings& settings,
+                                      const std::string& source);
+
+}  // namespace ringattn::tool
