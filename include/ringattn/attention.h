@@ -51,7 +51,7 @@ struct Options {
   TileHint backward_tiles;                 // bwd_params
   bool fused_backward = false;             // hint: one backward pass instead of two
   bool deterministic = false;              // the CPU always is
-  std::string backend = "auto";            // "auto", "reference", "cpu"
+  std::string backend = "auto";            // "auto", "reference", "cpu", "cpu:<instruction set>"
   std::shared_ptr<Executor> executor;      // none: default_executor()
 };
 

@@ -1,0 +1,361 @@
+// SPDX-License-Identifier: Apache-2.0
+// The backward pass on the CPU (FlashAttention-2, Dao 2023, arXiv 2307.08691, algorithm 2): P is
+// recomputed from lse. Each task owns one (batch row, kv head, key tile) and its dK and dV; dQ
+// tiles are shared, and take their additions in the order of key tiles, so that no result depends
+// on how tasks are spread. Tasks are started in that order: whoever waits, waits for a task that
+// runs.
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <numbers>
+#include <thread>
+
+#include "counts.h"
+#include "cpu/cpu.h"
+#include "dtype.h"
+#include "merge.h"
+#include "workspace.h"
+
+namespace ringattn::cpu {
+namespace {
+
+/// The last key tile whose part a dQ tile has taken; -1: none. One cache line each would cost
+/// more memory than it saves time.
+using Progress = std::atomic<std::int32_t>;
+
+/// The pieces of StepContext::workspace.
+struct Pieces {
+  float* dquery;       // [B, H, Sq, padded D], over all steps, without softmax_scale
+  float* lse;          // [B, H, Sq] log2 units, +inf where there is no weight
+  float* delta;        // [B, H, Sq]
+  Progress* progress;  // [B, H, query tiles]
+  std::byte* scratch;
+  std::size_t scratch_bytes;
+};
+
+/// What one thread works in.
+struct Scratch {
+  float* keys_t;    // transposed panels [D, N]
+  float* values_t;  // transposed panels [Dv, N]
+  float* keys;      // panels [N, D]
+  float* query;     // panels [M, D]
+  float* dout;      // panels [M, Dv]
+  float* s;         // [M, stride]
+  float* dp;        // [M, stride]
+  float* dkey;      // [N, padded D]
+  float* dvalue;    // [N, padded Dv]
+};
+
+std::int64_t score_stride(const TileShape& tile) { return padded(tile.keys) + kPanel; }
+
+Scratch carve_scratch(const Plan& plan, Carver& carver) {
+  const TileShape tile = plan.tiles(Pass::kBackward);
+  const Problem& p = plan.problem();
+  const std::int64_t d = padded(p.head_dim);
+  const std::int64_t v = padded(p.value_dim);
+  const std::int64_t n = padded(tile.keys);
+  Scratch s{};
+  s.keys_t = carver.take_array<float>(p.head_dim * n);
+  s.values_t = carver.take_array<float>(p.value_dim * n);
+  s.keys = carver.take_array<float>(tile.keys * d);
+  s.query = carver.take_array<float>(tile.queries * d);
+  s.dout = carver.take_array<float>(tile.queries * v);
+  s.s = carver.take_array<float>(tile.queries * score_stride(tile));
+  s.dp = carver.take_array<float>(tile.queries * score_stride(tile));
+  s.dkey = carver.take_array<float>(tile.keys * d);
+  s.dvalue = carver.take_array<float>(tile.keys * v);
+  return s;
+}
+
+Pieces carve(const Plan& plan, Carver& carver) {
+  const Problem& p = plan.problem();
+  const Positions queries = plan.query_rows(plan.rank());
+  const std::int64_t heads = p.batch * p.query_heads;
+  const std::int64_t tiles =
+      Tiling{queries, plan.tiles(Pass::kBackward).queries, nullptr}.count();
+  Pieces w{};
+  w.dquery = carver.take_array<float>(heads * queries.size() * padded(p.head_dim));
+  w.lse = carver.take_array<float>(heads * queries.size());
+  w.delta = carver.take_array<float>(heads * queries.size());
+  // With explicit positions there is one run, and at most one tile fewer.
+  w.progress = carver.take_array<Progress>(heads * (tiles + 1));
+  Carver one;
+  carve_scratch(plan, one);
+  w.scratch_bytes = one.used();
+  w.scratch = carver.take(w.scratch_bytes * static_cast<std::size_t>(threads(plan))).data();
+  return w;
+}
+
+const std::byte* rows_at(const ConstTensorView& v, std::int64_t b, std::int64_t i,
+                         std::int64_t h) {
+  return static_cast<const std::byte*>(v.data) + offset(v, b, i, h) * size_of(v.dtype);
+}
+
+/// Fills lse and delta of one head's rows, and returns its part of dsink.
+double prepare_head(const BackwardStep& step, const Pieces& w, std::int64_t bh) {
+  const Problem& p = step.plan.problem();
+  const std::int64_t b = bh / p.query_heads;
+  const std::int64_t h = bh % p.query_heads;
+  const std::int64_t seq = step.query.dim(1);
+  const double sink = step.sinks == nullptr ? -kInfinity<double> : step.sinks[h];
+  double dsink = 0.0;
+  for (std::int64_t i = 0; i < seq; ++i) {
+    const auto lse = static_cast<const float*>(step.lse.data)[offset(step.lse, b, h, i)];
+    const std::int64_t o = offset(step.out, b, i, h);
+    const std::int64_t g = offset(step.dout, b, i, h);
+    // A row that saw nothing has out 0 and does not look at dout, which may be anything there.
+    bool nothing = step.sinks != nullptr && static_cast<float>(sink) == lse;
+    double delta = 0.0;
+    bool zero = true;
+    for (std::int64_t d = 0; d < p.value_dim; ++d) {
+      const double out = load(step.out.dtype, step.out.data, o + d);
+      zero = zero && out == 0.0;
+      delta += out * load(step.dout.dtype, step.dout.data, g + d);
+    }
+    nothing = nothing && zero;
+    if (nothing) delta = 0.0;
+    if (step.dlse.present()) {
+      delta -= static_cast<const float*>(step.dlse.data)[offset(step.dlse, b, h, i)];
+    }
+    w.lse[bh * seq + i] = backward_lse(lse) * std::numbers::log2e_v<float>;
+    w.delta[bh * seq + i] = static_cast<float>(delta);
+    if (std::abs(sink) != kInfinity<double>) dsink -= std::exp(sink - lse) * delta;
+  }
+  return dsink;
+}
+
+void prepare(const BackwardStep& step, const Pieces& w) {
+  const Problem& p = step.plan.problem();
+  const std::int64_t seq = step.query.dim(1);
+  const std::int64_t row = padded(p.head_dim);
+  if (step.dsinks != nullptr) std::fill_n(step.dsinks, p.query_heads, 0.0);
+  // One task per head, so that the sum over batch and rows has one order.
+  step.executor.run(p.query_heads, [&](std::int64_t h) {
+    for (std::int64_t b = 0; b < p.batch; ++b) {
+      const std::int64_t bh = b * p.query_heads + h;
+      std::fill_n(w.dquery + bh * seq * row, seq * row, 0.0F);
+      const double dsink = prepare_head(step, w, bh);
+      if (step.dsinks != nullptr) step.dsinks[h] += dsink;
+    }
+  });
+}
+
+/// One (batch row, kv head, key tile).
+class Task {
+ public:
+  Task(const BackwardStep& step, const Pieces& pieces, const Scratch& scratch,
+       const KernelTable& kernels, std::int64_t bg, std::int64_t j)
+      : step_(step), p_(step.plan.problem()), w_(pieces), x_(scratch), k_(kernels),
+        shape_(step.plan.tiles(Pass::kBackward)), stride_(score_stride(shape_)),
+        d_(padded(p_.head_dim)), v_(padded(p_.value_dim)), b_(bg / p_.kv_heads),
+        g_(bg % p_.kv_heads), j_(j), keys_(step.schedule.keys[j]) {}
+
+  void run(PassCounts& counts) {
+    load_keys();
+    const std::int64_t group = p_.query_heads / p_.kv_heads;
+    // Who takes part in the order of dQ is decided by kind(). With a stride, visit() knows more
+    // of the gaps between positions than kind() does, and would leave some out.
+    const Tiling& queries = step_.schedule.queries;
+    TileRanges ranges = visit(step_.schedule.mask.transposed(), keys_.span, queries);
+    if (queries.positions.stride != 1) {
+      ranges.visited[0] = {0, queries.count()};
+      ranges.visited[1] = {};
+    }
+    for (std::int64_t h = g_ * group; h < (g_ + 1) * group; ++h) {
+      for (const Range& tiles : ranges.visited) {
+        for (std::int64_t i = tiles.begin; i < tiles.end; ++i) attend(h, i, counts);
+      }
+    }
+    store_keys();
+  }
+
+ private:
+  void load_keys() {
+    const Format from = format(p_.dtype);
+    const auto* key = rows_at(step_.key, b_, keys_.row, g_);
+    const auto* value = rows_at(step_.value, b_, keys_.row, g_);
+    const std::int64_t key_row = step_.key.stride(1);
+    k_.widen_transposed({from, key, key_row, keys_.rows, p_.head_dim, 1.0F, x_.keys_t,
+                         p_.head_dim});
+    keys_finite_ = k_.widen({from, key, key_row, keys_.rows, p_.head_dim, 1.0F, x_.keys,
+                             shape_.keys});
+    k_.widen_transposed({from, value, step_.value.stride(1), keys_.rows, p_.value_dim, 1.0F,
+                         x_.values_t, p_.value_dim});
+    std::fill_n(x_.dkey, keys_.rows * d_, 0.0F);
+    std::fill_n(x_.dvalue, keys_.rows * v_, 0.0F);
+  }
+
+  /// dK was multiplied with queries that carried scale * log2 e, or scale under a soft cap.
+  void store_keys() {
+    const float unit = step_.plan.soft_cap() == 0.0F ? std::numbers::ln2_v<float> : 1.0F;
+    auto* dkey = reinterpret_cast<float*>(step_.dkey_sum);
+    auto* dvalue = reinterpret_cast<float*>(step_.dvalue_sum);
+    for (std::int64_t r = 0; r < keys_.rows; ++r) {
+      const std::int64_t row = (b_ * step_.key.dim(1) + keys_.row + r) * p_.kv_heads + g_;
+      for (std::int64_t c = 0; c < p_.head_dim; ++c) {
+        dkey[row * p_.head_dim + c] = x_.dkey[r * d_ + c] * unit;
+      }
+      std::copy_n(x_.dvalue + r * v_, p_.value_dim, dvalue + row * p_.value_dim);
+    }
+  }
+
+  void attend(std::int64_t h, std::int64_t i, PassCounts& counts) {
+    if (step_.schedule.kind(b_, h, i, j_) == TileKind::kSkip) return;
+    const std::int64_t bh = b_ * p_.query_heads + h;
+    TileBits bits;
+    const TileKind kind = step_.schedule.exact_kind(b_, h, i, j_, bits);
+    if (kind != TileKind::kSkip) {
+      const Tile queries = step_.schedule.queries[i];
+      const bool masked = kind == TileKind::kMasked;
+      counts.tiles.visited += 1;
+      counts.tiles.full += masked ? 0 : 1;
+      counts.pairs += masked ? bits.pairs : queries.rows * keys_.rows;
+      load_queries(h, queries);
+      weigh(bh, queries, masked ? &bits : nullptr);
+      add_to_keys(queries, masked ? &bits : nullptr);
+      wait_for_turn(bh, h, i);
+      add_to_queries(bh, queries, masked ? &bits : nullptr);
+    } else {
+      wait_for_turn(bh, h, i);
+    }
+    progress(bh, i).store(static_cast<std::int32_t>(j_), std::memory_order_release);
+  }
+
+  void load_queries(std::int64_t h, const Tile& tile) {
+    const float unit = step_.plan.soft_cap() == 0.0F ? std::numbers::log2e_v<float> : 1.0F;
+    queries_finite_ =
+        k_.widen({format(p_.dtype), rows_at(step_.query, b_, tile.row, h), step_.query.stride(1),
+                  tile.rows, p_.head_dim, step_.plan.scale() * unit, x_.query, tile.rows});
+    dout_finite_ = k_.widen({format(p_.dtype), rows_at(step_.dout, b_, tile.row, h),
+                             step_.dout.stride(1), tile.rows, p_.value_dim, 1.0F, x_.dout,
+                             tile.rows});
+  }
+
+  /// P and dS of one tile.
+  void weigh(std::int64_t bh, const Tile& tile, const TileBits* bits) {
+    const std::int64_t n = padded(keys_.rows);
+    k_.product({x_.query, kPanel, 1, tile.rows * kPanel, x_.keys_t, p_.head_dim * kPanel, x_.s,
+                stride_, tile.rows, n, p_.head_dim, false});
+    k_.product({x_.dout, kPanel, 1, tile.rows * kPanel, x_.values_t, p_.value_dim * kPanel, x_.dp,
+                stride_, tile.rows, n, p_.value_dim, false});
+    const std::int64_t row = bh * step_.query.dim(1) + tile.row;
+    k_.gradient({x_.s, x_.dp, stride_, tile.rows, keys_.rows, bits ? bits->bits : nullptr,
+                 bits ? bits->words : 0, step_.plan.soft_cap(), w_.lse + row, w_.delta + row});
+  }
+
+  /// dV += P^T dO, dK += dS^T Q.
+  void add_to_keys(const Tile& tile, const TileBits* bits) {
+    add_transposed(x_.s, x_.dout, tile.rows, p_.value_dim, x_.dvalue, v_, bits, dout_finite_);
+    add_transposed(x_.dp, x_.query, tile.rows, p_.head_dim, x_.dkey, d_, bits, queries_finite_);
+  }
+
+  void add_transposed(const float* weights, const float* x, std::int64_t rows,
+                      std::int64_t columns, float* out, std::int64_t out_row, const TileBits* bits,
+                      bool finite) {
+    if (bits != nullptr && !finite) {
+      careful_product_transposed(
+          {weights, stride_, *bits, rows, keys_.rows, x, rows, columns, out, out_row});
+    } else {
+      k_.product({weights, 1, stride_, kPanel * stride_, x, rows * kPanel, out, out_row,
+                  keys_.rows, padded(columns), rows, true});
+    }
+  }
+
+  /// dQ += dS K.
+  void add_to_queries(std::int64_t bh, const Tile& tile, const TileBits* bits) {
+    float* out = w_.dquery + (bh * step_.query.dim(1) + tile.row) * d_;
+    if (bits != nullptr && !keys_finite_) {
+      careful_product({x_.dp, stride_, *bits, tile.rows, keys_.rows, x_.keys, shape_.keys,
+                       p_.head_dim, out, d_});
+    } else {
+      k_.product({x_.dp, stride_, 1, kPanel, x_.keys, shape_.keys * kPanel, out, d_, tile.rows,
+                  d_, keys_.rows, true});
+    }
+  }
+
+  Progress& progress(std::int64_t bh, std::int64_t i) {
+    return w_.progress[bh * step_.schedule.queries.count() + i];
+  }
+
+  /// Waits until the key tile before this one that visits query tile i has added its part.
+  void wait_for_turn(std::int64_t bh, std::int64_t h, std::int64_t i) {
+    std::int64_t before = j_ - 1;
+    while (before >= 0 && step_.schedule.kind(b_, h, i, before) == TileKind::kSkip) --before;
+    constexpr int kSpins = 200;  // then let a thread that lost its core run
+    for (int spin = 0; progress(bh, i).load(std::memory_order_acquire) != before; ++spin) {
+      if (spin >= kSpins) std::this_thread::yield();
+    }
+  }
+
+  const BackwardStep& step_;
+  const Problem& p_;
+  const Pieces& w_;
+  const Scratch& x_;
+  const KernelTable& k_;
+  TileShape shape_;
+  std::int64_t stride_, d_, v_, b_, g_, j_;
+  Tile keys_;
+  bool keys_finite_ = true;
+  bool queries_finite_ = true;
+  bool dout_finite_ = true;
+};
+
+void finish_queries(const BackwardStep& step, const Pieces& w) {
+  const Problem& p = step.plan.problem();
+  const std::int64_t seq = step.query.dim(1);
+  const std::int64_t row = padded(p.head_dim);
+  step.executor.run(p.batch * p.query_heads, [&](std::int64_t bh) {
+    for (std::int64_t i = 0; i < seq; ++i) {
+      narrow(w.dquery + (bh * seq + i) * row, p.head_dim, step.plan.scale(), step.dquery,
+             offset(step.dquery, bh / p.query_heads, i, bh % p.query_heads));
+    }
+  });
+}
+
+}  // namespace
+
+std::size_t backward_workspace(const Plan& plan) {
+  Carver measure;
+  carve(plan, measure);
+  return measure.used();
+}
+
+PassCounts backward(const BackwardStep& step) {
+  const Problem& p = step.plan.problem();
+  const KernelTable& k = *kernels(step.plan.options().backend);
+  Carver carver(step.workspace);
+  const Pieces w = carve(step.plan, carver);
+  if (step.first) prepare(step, w);
+  const std::int64_t heads = p.batch * p.query_heads;
+  for (std::int64_t n = 0; n < heads * step.schedule.queries.count(); ++n) {
+    std::construct_at(w.progress + n, -1);
+  }
+  const std::int64_t planes = p.batch * p.kv_heads;
+  const std::int64_t tasks = planes * step.schedule.keys.count();
+  const std::int64_t workers = std::min<std::int64_t>(step.executor.threads(), tasks);
+  std::atomic<std::int64_t> next{0};
+  std::atomic<std::int64_t> visited{0};
+  std::atomic<std::int64_t> full{0};
+  std::atomic<std::int64_t> pairs{0};
+  step.executor.run(workers, [&](std::int64_t worker) {
+    Carver own({w.scratch + static_cast<std::size_t>(worker) * w.scratch_bytes, w.scratch_bytes});
+    const Scratch scratch = carve_scratch(step.plan, own);
+    PassCounts counts;
+    // Key tiles in order, neighbours in different heads: threads seldom meet at one dQ tile.
+    for (std::int64_t t = next++; t < tasks; t = next++) {
+      Task(step, w, scratch, k, t % planes, t / planes).run(counts);
+    }
+    visited += counts.tiles.visited;
+    full += counts.tiles.full;
+    pairs += counts.pairs;
+  });
+  if (step.last) finish_queries(step, w);
+  PassCounts counts;
+  counts.tiles.visited = visited;
+  counts.tiles.full = full;
+  counts.pairs = pairs;
+  counts.flops = flops(p, Pass::kBackward, pairs);
+  return counts;
+}
+
+}  // namespace ringattn::cpu

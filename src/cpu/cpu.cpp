@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpu/cpu.h"
+
+#include <algorithm>
+#include <string>
+
+#include "dtype.h"
+
+namespace ringattn {
+namespace cpu {
+namespace {
+
+struct Candidate {
+  const KernelTable* table;
+  bool runs;
+};
+
+/// Best first.
+std::vector<Candidate> candidates() {
+  std::vector<Candidate> list;
+#if defined(RINGATTN_HAVE_X86)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd");
+  list.push_back({&kernels_avx512_bf16, avx512 && __builtin_cpu_supports("avx512bf16")});
+  list.push_back({&kernels_avx512, avx512});
+  list.push_back({&kernels_avx2, avx2});
+#endif
+  list.push_back({&kernels_baseline, true});
+  return list;
+}
+
+/// Rows of a weights matrix taken as rows or as columns.
+template <bool kTransposed>
+void careful(const CarefulProduct& p) {
+  for (std::int64_t i = 0; i < p.rows; ++i) {
+    for (std::int64_t j = 0; j < p.keys; ++j) {
+      if (!p.bits.visible(i, j)) continue;
+      const float weight = p.w[i * p.w_row + j];
+      const std::int64_t from = kTransposed ? i : j;
+      float* out = p.out + (kTransposed ? j : i) * p.out_row;
+      for (std::int64_t d = 0; d < p.columns; ++d) {
+        out[d] += weight * p.x[d / kPanel * p.capacity * kPanel + from * kPanel + d % kPanel];
+      }
+    }
+  }
+}
+
+}  // namespace
+
+const KernelTable* kernels(std::string_view option) {
+  static const std::vector<Candidate> list = candidates();
+  const std::size_t colon = option.find(':');
+  for (const Candidate& c : list) {
+    if (c.runs && (colon == std::string_view::npos || option.substr(colon + 1) == c.table->isa)) {
+      return c.table;
+    }
+  }
+  return nullptr;
+}
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (const Candidate& c : candidates()) {
+    if (c.runs) names.emplace_back(c.table->isa);
+  }
+  return names;
+}
+
+int threads(const Plan& plan) {
+  const auto& executor = plan.options().executor;
+  return executor != nullptr ? executor->threads() : default_executor()->threads();
+}
+
+Format format(DType dtype) {
+  if (dtype == DType::kBFloat16) return Format::kBFloat16;
+  return dtype == DType::kFloat16 ? Format::kFloat16 : Format::kFloat32;
+}
+
+void narrow(const float* x, std::int64_t n, float factor, const TensorView& out,
+            std::int64_t at) {
+  if (out.dtype == DType::kFloat32) {
+    auto* to = static_cast<float*>(out.data) + at;
+    for (std::int64_t d = 0; d < n; ++d) to[d] = x[d] * factor;
+  } else if (out.dtype == DType::kBFloat16) {
+    auto* to = static_cast<std::uint16_t*>(out.data) + at;
+    for (std::int64_t d = 0; d < n; ++d) to[d] = float_to_bf16(x[d] * factor);
+  } else {
+    auto* to = static_cast<std::uint16_t*>(out.data) + at;
+    for (std::int64_t d = 0; d < n; ++d) to[d] = float_to_f16(x[d] * factor);
+  }
+}
+
+void careful_product(const CarefulProduct& p) { careful<false>(p); }
+void careful_product_transposed(const CarefulProduct& p) { careful<true>(p); }
+
+}  // namespace cpu
+
+std::optional<std::string> CpuBackend::why_not(const Problem& problem,
+                                               const Options& options) const {
+  constexpr std::int64_t kMaxHeadDim = 512;
+  if (problem.device != Device::kCpu) return "it runs on the CPU only";
+  if (problem.head_dim > kMaxHeadDim || problem.value_dim > kMaxHeadDim) {
+    return "head_dim " + std::to_string(std::max(problem.head_dim, problem.value_dim)) +
+           " is above " + std::to_string(kMaxHeadDim);
+  }
+  if (cpu::kernels(options.backend) == nullptr) {
+    std::string have;
+    for (const std::string& isa : cpu::instruction_sets()) have += (have.empty() ? "" : ", ") + isa;
+    return options.backend + " is not an instruction set of this machine; there are " + have;
+  }
+  return std::nullopt;
+}
+
+TileShape CpuBackend::tiles(const Problem&, const TileHint& hint, Pass) const {
+  // 96 = 16 blocks of 6 rows or 8 of 12; a tile of 96 x 128 scores and its panels stay in L2.
+  const auto clamp = [](std::int64_t asked, std::int64_t usual, std::int64_t most) {
+    return asked > 0 ? std::min(asked, most) : usual;
+  };
+  return {clamp(hint.q_blocksize, 96, TileBits::kMaxRows),
+          clamp(hint.kv_blocksize, 128, TileBits::kMaxKeys)};
+}
+
+std::vector<std::string> CpuBackend::instruction_sets() const { return cpu::instruction_sets(); }
+
+std::size_t CpuBackend::workspace_bytes(const Plan& plan, Pass pass) const {
+  return pass == Pass::kForward ? cpu::forward_workspace(plan) : cpu::backward_workspace(plan);
+}
+
+PassCounts CpuBackend::forward(const ForwardStep& step) const { return cpu::forward(step); }
+PassCounts CpuBackend::backward(const BackwardStep& step) const { return cpu::backward(step); }
+
+void CpuBackend::accumulate(std::byte* sum, const std::byte* part, std::int64_t n,
+                            Executor& executor, Stream) const {
+  constexpr std::int64_t kChunk = 1 << 16;
+  const cpu::KernelTable& k = *cpu::kernels("cpu");
+  auto* to = reinterpret_cast<float*>(sum);
+  const auto* from = reinterpret_cast<const float*>(part);
+  executor.run(ceil_div(n, kChunk), [&](std::int64_t c) {
+    k.add(to + c * kChunk, from + c * kChunk, std::min(kChunk, n - c * kChunk));
+  });
+}
+
+void CpuBackend::store(const std::byte* sum, TensorView out, Executor& executor, Stream) const {
+  if (out.elements() == 0) return;
+  constexpr std::int64_t kRows = 64;
+  const auto* from = reinterpret_cast<const float*>(sum);
+  const std::int64_t heads = out.dim(2);
+  const std::int64_t dim = out.dim(3);
+  const std::int64_t chunks = ceil_div(out.dim(1), kRows);
+  executor.run(out.dim(0) * chunks, [&](std::int64_t task) {
+    const std::int64_t b = task / chunks;
+    const std::int64_t end = std::min((task % chunks + 1) * kRows, out.dim(1));
+    for (std::int64_t i = task % chunks * kRows; i < end; ++i) {
+      for (std::int64_t g = 0; g < heads; ++g) {
+        const float* row = from + ((b * out.dim(1) + i) * heads + g) * dim;
+        cpu::narrow(row, dim, 1.0F, out, offset(out, b, i, g));
+      }
+    }
+  });
+}
+
+}  // namespace ringattn

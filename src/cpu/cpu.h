@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CPU backend: tiles of queries against tiles of keys, online softmax, float32 state.
+// Results have the same bits for any number of threads.
+#pragma once
+
+#include "backend.h"
+#include "cpu/kernels.h"
+
+namespace ringattn {
+
+class CpuBackend final : public Backend {
+ public:
+  std::string_view name() const override { return "cpu"; }
+  std::optional<std::string> why_not(const Problem& problem, const Options&) const override;
+  TileShape tiles(const Problem& problem, const TileHint& hint, Pass pass) const override;
+  std::vector<std::string> instruction_sets() const override;
+  std::size_t workspace_bytes(const Plan& plan, Pass pass) const override;
+  PassCounts forward(const ForwardStep& step) const override;
+  PassCounts backward(const BackwardStep& step) const override;
+  void accumulate(std::byte* sum, const std::byte* part, std::int64_t n, Executor& executor,
+                  Stream stream) const override;
+  void store(const std::byte* sum, TensorView out, Executor& executor,
+             Stream stream) const override;
+};
+
+namespace cpu {
+
+/// The table for "cpu:<isa>", or the best that this machine runs. Null: not here.
+const KernelTable* kernels(std::string_view backend_option);
+
+/// Names of the instruction sets that this build has and this machine runs, best first.
+std::vector<std::string> instruction_sets();
+
+std::size_t forward_workspace(const Plan& plan);
+std::size_t backward_workspace(const Plan& plan);
+PassCounts forward(const ForwardStep& step);
+PassCounts backward(const BackwardStep& step);
+
+/// How many threads a plan's executor has.
+int threads(const Plan& plan);
+
+Format format(DType dtype);
+
+/// out[i][j] = zero-rounded once: n floats, times factor, to element `at` of a view.
+void narrow(const float* x, std::int64_t n, float factor, const TensorView& out, std::int64_t at);
+
+/// Products of masked tiles whose right side has a NaN or inf, which must reach no row that does
+/// not see it: only visible pairs are touched. out[i] += sum over visible j of w[i][j] * x(j) for
+/// `x` in panels of `capacity` rows; transposed: out[j] += sum over visible i of w[i][j] * x(i).
+struct CarefulProduct {
+  const float* w;
+  std::int64_t w_row;
+  const TileBits& bits;
+  std::int64_t rows, keys;
+  const float* x;
+  std::int64_t capacity, columns;
+  float* out;
+  std::int64_t out_row;
+};
+void careful_product(const CarefulProduct& p);
+void careful_product_transposed(const CarefulProduct& p);
+
+}  // namespace cpu
+}  // namespace ringattn

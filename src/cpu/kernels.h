@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+// The innermost layer: matrix products, the softmax pass, the gradient pass and packing, as one
+// table per instruction set. Everything above it is plain C++; nothing in it knows of masks,
+// heads or rings.
+#pragma once
+
+#include <cstdint>
+
+namespace ringattn::cpu {
+
+/// Matrices that feed a product are stored in panels of 16 columns: element (i, j) of a matrix of
+/// `rows` rows lies at (j / 16) * rows * 16 + i * 16 + j % 16. Columns are padded with zeros.
+inline constexpr std::int64_t kPanel = 16;
+
+constexpr std::int64_t padded(std::int64_t n) { return (n + kPanel - 1) / kPanel * kPanel; }
+
+enum class Format : std::uint8_t { kFloat32, kBFloat16, kFloat16 };
+
+/// c[i][j] (+)= sum over k of a(i, k) * b(k, j), for i < m, j < n (a multiple of 16), k < depth.
+/// a(i, k) = a[(k / 16) * a_group + i * a_row + (k % 16) * a_step]: rows, columns or panels.
+/// b is in panels of b_group elements. c is row-major. The order of additions depends on the
+/// shape alone.
+struct Product {
+  const float* a;
+  std::int64_t a_row, a_step, a_group;
+  const float* b;
+  std::int64_t b_group;
+  float* c;
+  std::int64_t c_row;
+  std::int64_t m, n, depth;
+  bool accumulate;
+};
+
+/// A tile of scores on its way to weights. Scores come in as products of scaled queries and keys:
+/// in units of log2 without a soft cap, in natural units with one.
+struct SoftmaxTile {
+  float* s;                    // [rows][stride]; out: weights, 0 where masked and in the padding
+  std::int64_t stride;
+  std::int64_t rows, keys;     // keys < padded(keys): the rest is masked
+  const std::uint64_t* bits;   // [rows][words], or null: all visible
+  std::int64_t words;
+  float cap;                   // 0: none
+  float* max;                  // [rows], log2 units, in and out
+  float* sum;                  // [rows], in and out
+  float* factor;               // [rows], out: what the accumulators are to be multiplied by
+};
+
+/// The backward's elementwise pass: P = exp2(s - lse), dS = P * (dP - delta) * slope.
+struct GradientTile {
+  float* s;   // in: as above; out: P
+  float* dp;  // in: dO V^T; out: dS
+  std::int64_t stride;
+  std::int64_t rows, keys;
+  const std::uint64_t* bits;
+  std::int64_t words;
+  float cap;
+  const float* lse;    // [rows], log2 units, +inf: the row has no weight anywhere
+  const float* delta;  // [rows]
+};
+
+/// Rows of a tensor to float32 panels: dst element (i, j) = factor * src(i, j), rows i < `rows`,
+/// columns j < `columns`, zeros up to padded(columns). `capacity`: rows of the panel matrix.
+struct Widen {
+  Format format;
+  const void* src;
+  std::int64_t src_row;  // elements between rows
+  std::int64_t rows, columns;
+  float factor;
+  float* dst;
+  std::int64_t capacity;
+};
+
+struct KernelTable {
+  const char* isa;
+  void (*product)(const Product&);
+  void (*softmax)(const SoftmaxTile&);
+  void (*gradient)(const GradientTile&);
+  /// Returns false if any element is not finite.
+  bool (*widen)(const Widen&);
+  /// The same, transposed: element (j, i), as the right side of scores. Rows padded with zeros.
+  bool (*widen_transposed)(const Widen&);
+  /// x[i][j] *= factor[i], j < n (a multiple of 16).
+  void (*scale_rows)(float* x, std::int64_t row, std::int64_t rows, std::int64_t n,
+                     const float* factor);
+  void (*add)(float* sum, const float* part, std::int64_t n);
+  /// For tests: y[i] = exp2(x[i]) and tanh(x[i]) as the passes compute them, n a multiple of 16.
+  void (*exp2)(const float* x, float* y, std::int64_t n);
+  void (*tanh)(const float* x, float* y, std::int64_t n);
+};
+
+extern const KernelTable kernels_baseline;
+#if defined(RINGATTN_HAVE_X86)
+extern const KernelTable kernels_avx2;
+extern const KernelTable kernels_avx512;
+extern const KernelTable kernels_avx512_bf16;
+#endif
+
+}  // namespace ringattn::cpu
