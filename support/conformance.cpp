@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "support/conformance.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "support/data.h"
+#include "support/visibility.h"
+
+namespace ringattn::support {
+namespace {
+
+PassCounts total(const std::vector<PassCounts>& ranks) {
+  PassCounts sum;
+  for (const PassCounts& rank : ranks) {
+    sum.pairs += rank.pairs;
+    sum.tiles.visited += rank.tiles.visited;
+    sum.tiles.full += rank.tiles.full;
+  }
+  return sum;
+}
+
+/// The schedule's counts against pairs counted one by one.
+void check_counts(const char* pass, const std::vector<PassCounts>& ranks, std::int64_t pairs,
+                  CheckReport& report) {
+  const PassCounts sum = total(ranks);
+  if (sum.pairs != pairs) {
+    report.failures.push_back(std::string(pass) + ": counted " + std::to_string(sum.pairs) +
+                              " visible pairs, there are " + std::to_string(pairs));
+  }
+  if (sum.tiles.full > sum.tiles.visited) {
+    report.failures.push_back(std::string(pass) + ": more full tiles than visited ones");
+  }
+}
+
+RingResult run_again(const Problem& problem, const Options& options, const RingInputs& inputs,
+                     RingSettings settings, int ring, const std::shared_ptr<Executor>& executor) {
+  Options again = options;
+  if (executor != nullptr) again.executor = executor;
+  settings.ring = ring;
+  return run_on_ring(problem, again, inputs, settings);
+}
+
+void compare_tensors(const Problem& problem, const RingResult& truth, const NaiveResult& naive,
+                     CheckReport& report) {
+  for (const NamedResult& r : kResults) {
+    if ((report.result.*r.member).shape().empty()) continue;
+    report.tensors.push_back(compare(r.name, report.result.*r.member, truth.*r.member,
+                                     naive.*r.naive,
+                                     error_model(r.name, problem, naive.magnitudes)));
+  }
+}
+
+void compare_with_one(const Problem& problem, const RingResult& one, const RingResult& truth,
+                      const NaiveResult& naive, CheckReport& report) {
+  for (const NamedResult& r : kResults) {
+    if ((report.result.*r.member).shape().empty()) continue;
+    const Comparison c =
+        compare_ring(r.name, report.result.*r.member, one.*r.member, truth.*r.member,
+                     error_model(r.name, problem, naive.magnitudes));
+    if (!c.ok) report.failures.push_back(c.message);
+  }
+}
+
+}  // namespace
+
+RingResult float64_truth(const Problem& problem, const Options& options, const RingInputs& inputs,
+                         bool backward) {
+  Options exact = options;
+  exact.backend = "reference";
+  exact.layout = Layout::kContiguous;
+  RingSettings settings;
+  settings.backward = backward;
+  settings.out_dtype = DType::kFloat64;
+  settings.grad_dtype = DType::kFloat64;
+  settings.lse_dtype = DType::kFloat64;
+  return run_on_ring(problem, exact, inputs, settings);
+}
+
+std::string different_bits(const RingResult& a, const RingResult& b) {
+  for (const NamedResult& r : kResults) {
+    const HostTensor& x = a.*r.member;
+    const HostTensor& y = b.*r.member;
+    const bool equal = x.shape() == y.shape() && x.size_bytes() == y.size_bytes() &&
+                       (x.size_bytes() == 0 || std::memcmp(x.data(), y.data(), x.size_bytes()) == 0);
+    if (!equal) return r.name;
+  }
+  return {};
+}
+
+bool CheckReport::ok() const {
+  return failures.empty() &&
+         std::all_of(tensors.begin(), tensors.end(), [](const Comparison& c) { return c.ok; });
+}
+
+std::string CheckReport::message() const {
+  std::string lines;
+  for (const Comparison& c : tensors) {
+    if (!c.ok) lines += c.message + "\n";
+  }
+  for (const std::string& failure : failures) lines += failure + "\n";
+  return lines;
+}
+
+double CheckReport::max_error() const {
+  double largest = 0.0;
+  for (const Comparison& c : tensors) largest = std::max(largest, c.error.max);
+  return largest;
+}
+
+CheckReport check_problem(const Problem& problem, const Options& options, const RingInputs& inputs,
+                          int ring, bool backward, const CheckSettings& settings) {
+  Options chosen = options;
+  chosen.backend = settings.backend;
+  if (settings.executor != nullptr) chosen.executor = settings.executor;
+  RingSettings run;
+  run.ring = ring;
+  run.backward = backward;
+  run.timeout = settings.timeout;
+  run.grad_dtype = settings.grad_dtype;
+  run.guarded = settings.guarded;
+  CheckReport report;
+  report.result = run_on_ring(problem, chosen, inputs, run);
+  const RingResult truth = float64_truth(problem, options, inputs, backward);
+  const NaiveResult naive = naive_attention(problem, options, inputs, backward);
+  compare_tensors(problem, truth, naive, report);
+  const std::int64_t pairs = Visibility(options, inputs).pairs(problem.batch, problem.query_heads);
+  check_counts("forward", report.result.forward, pairs, report);
+  if (backward) check_counts("backward", report.result.backward, pairs, report);
+  if (settings.twice) {
+    const RingResult again =
+        run_again(problem, chosen, inputs, run, ring, settings.other_executor);
+    const std::string tensor = different_bits(report.result, again);
+    if (!tensor.empty()) report.failures.push_back(tensor + ": other bits in a second run");
+  }
+  if (settings.against_one && ring > 1) {
+    const RingResult one = run_again(problem, chosen, inputs, run, 1, nullptr);
+    compare_with_one(problem, one, truth, naive, report);
+  }
+  return report;
+}
+
+CheckReport check_case(const Case& c, const CheckSettings& settings) {
+  const CaseData data = make_data(c);
+  return check_problem(make_problem(c), make_options(c, data), data.inputs(), c.ring, c.backward,
+                       settings);
+}
+
+}  // namespace ringattn::support
