@@ -108,8 +108,16 @@ double CheckReport::max_error() const {
   return largest;
 }
 
-CheckReport check_problem(const Problem& problem, const Options& options, const RingInputs& inputs,
-                          int ring, bool backward, const CheckSettings& settings) {
+Expected make_expected(const Problem& problem, const Options& options, const RingInputs& inputs,
+                       bool backward) {
+  return {float64_truth(problem, options, inputs, backward),
+          naive_attention(problem, options, inputs, backward),
+          Visibility(options, inputs).pairs(problem.batch, problem.query_heads)};
+}
+
+CheckReport check_against(const Expected& expected, const Problem& problem,
+                          const Options& options, const RingInputs& inputs, int ring,
+                          bool backward, const CheckSettings& settings) {
   Options chosen = options;
   chosen.backend = settings.backend;
   if (settings.executor != nullptr) chosen.executor = settings.executor;
@@ -121,23 +129,25 @@ CheckReport check_problem(const Problem& problem, const Options& options, const 
   run.guarded = settings.guarded;
   CheckReport report;
   report.result = run_on_ring(problem, chosen, inputs, run);
-  const RingResult truth = float64_truth(problem, options, inputs, backward);
-  const NaiveResult naive = naive_attention(problem, options, inputs, backward);
-  compare_tensors(problem, truth, naive, report);
-  const std::int64_t pairs = Visibility(options, inputs).pairs(problem.batch, problem.query_heads);
-  check_counts("forward", report.result.forward, pairs, report);
-  if (backward) check_counts("backward", report.result.backward, pairs, report);
+  compare_tensors(problem, expected.truth, expected.naive, report);
+  check_counts("forward", report.result.forward, expected.pairs, report);
+  if (backward) check_counts("backward", report.result.backward, expected.pairs, report);
   if (settings.twice) {
-    const RingResult again =
-        run_again(problem, chosen, inputs, run, ring, settings.other_executor);
+    const RingResult again = run_again(problem, chosen, inputs, run, ring, settings.other_executor);
     const std::string tensor = different_bits(report.result, again);
     if (!tensor.empty()) report.failures.push_back(tensor + ": other bits in a second run");
   }
   if (settings.against_one && ring > 1) {
     const RingResult one = run_again(problem, chosen, inputs, run, 1, nullptr);
-    compare_with_one(problem, one, truth, naive, report);
+    compare_with_one(problem, one, expected.truth, expected.naive, report);
   }
   return report;
+}
+
+CheckReport check_problem(const Problem& problem, const Options& options, const RingInputs& inputs,
+                          int ring, bool backward, const CheckSettings& settings) {
+  return check_against(make_expected(problem, options, inputs, backward), problem, options, inputs,
+                       ring, backward, settings);
 }
 
 CheckReport check_case(const Case& c, const CheckSettings& settings) {

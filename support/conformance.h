@@ -39,7 +39,21 @@ struct CheckReport {
   double max_error() const;     // largest difference from float64 of any tensor
 };
 
+/// What a problem's results are measured by: the same for every ring, layout and backend.
+struct Expected {
+  RingResult truth;
+  NaiveResult naive;
+  std::int64_t pairs = 0;  // visible ones, over batch and query heads
+};
+Expected make_expected(const Problem& problem, const Options& options, const RingInputs& inputs,
+                       bool backward);
+
 /// Throws what the library throws; a difference is a report.
+CheckReport check_against(const Expected& expected, const Problem& problem,
+                          const Options& options, const RingInputs& inputs, int ring,
+                          bool backward, const CheckSettings& settings);
+
+/// The two together.
 CheckReport check_problem(const Problem& problem, const Options& options, const RingInputs& inputs,
                           int ring, bool backward, const CheckSettings& settings);
 
