@@ -16,7 +16,7 @@ constexpr double kTotals = 210;   // room for the sums at the right
 constexpr double kColumns = 760;  // of all hops together
 constexpr double kHeader = 82;    // caption, summary, names of hops
 constexpr double kFooter = 40;
-constexpr std::size_t kMaxLanes = 96;    // lanes and columns beyond this are sampled
+constexpr std::size_t kMaxLanes = 64;    // lanes and columns beyond this are sampled
 constexpr double kReadable = 84;         // a column that has room for text
 constexpr std::size_t kWordyLanes = 16;  // more lanes than this make the picture too tall to see
 

@@ -113,6 +113,8 @@ void add_pair(TileMap& map, const PairSchedule& s, const Side& queries, const Si
               std::int64_t head) {
   TileBits bits;
   const bool interval_only = s.bitmap == nullptr && s.query_segments.ids == nullptr;
+  // Bounds are exact but for rare tiles of a striped layout, which no coarse cell would show.
+  const bool quick = interval_only && map.queries.coarse() && map.keys.coarse();
   for (std::int64_t i = 0; i < s.queries.count(); ++i) {
     const Tile tile = s.queries[i];
     const Range rows = queries.on_axis(map.queries, tile);
@@ -130,7 +132,7 @@ void add_pair(TileMap& map, const PairSchedule& s, const Side& queries, const Si
           j = full.end - 1;
           continue;
         }
-        const TileKind kind = s.exact_kind(0, head, i, j, bits);
+        const TileKind kind = quick ? TileKind::kMasked : s.exact_kind(0, head, i, j, bits);
         if (kind == TileKind::kSkip) continue;
         add(map, rows, keys.on_axis(map.keys, s.keys[j]), kind == TileKind::kFull);
       }
