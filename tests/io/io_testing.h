@@ -71,9 +71,7 @@ inline std::string npy(std::string_view header, std::size_t data_bytes, char maj
 }
 
 /// The folder `examples` of the sources.
-inline std::string examples() {
-  return (std::filesystem::path(__FILE__).parent_path() / "../../examples").lexically_normal();
-}
+inline std::string examples() { return RINGATTN_SOURCE_DIR "/examples"; }
 
 /// Runs `call` and expects a FileError whose message holds `file` and `part`.
 template <class Call>

@@ -14,12 +14,11 @@
 namespace ringattn::tool {
 namespace {
 
-/// Parts that this version does not have, by their names on the command line.
+/// Communicators that this version does not have, by their names on the command line.
 struct Absent {
   const char* name;
   const char* reason;
 };
-constexpr Absent kAbsentBackends[] = {{"cuda", "this build has no CUDA backend"}};
 constexpr Absent kAbsentCommunicators[] = {{"mpi", "this build has no MPI communicator"},
                                            {"nccl", "this build has no NCCL communicator"},
                                            {"peer", "this build has no peer-to-peer communicator"}};
@@ -57,12 +56,6 @@ nlohmann::json info_json() {
                                 {"available", backend.available},
                                 {"reason", backend.reason},
                                 {"instruction_sets", backend.instruction_sets}});
-  }
-  for (const Absent& absent : kAbsentBackends) {
-    info["backends"].push_back({{"name", absent.name},
-                                {"available", false},
-                                {"reason", absent.reason},
-                                {"instruction_sets", nlohmann::json::array()}});
   }
   info["devices"] = {
       {{"kind", "cpu"}, {"name", cpu_model()}, {"cores", default_executor()->threads()}}};

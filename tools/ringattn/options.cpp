@@ -74,9 +74,9 @@ class Builder {
         ->type_name(type);
   }
 
-  void inputs(const char* type, int least, int most, const char* help) {
-    app_.add_option("IN", settings_.inputs, help)
-        ->type_name(type)
+  void inputs(const char* name, int least, int most, const char* help) {
+    app_.add_option(name, settings_.inputs, help)
+        ->type_name("")
         ->expected(least, most)
         ->required(least > 0);
   }
@@ -224,7 +224,7 @@ void add_commands(CLI::App& app, Settings& settings) {
   run.app().footer("Example:\n  ringattn run qkv.safetensors -o out.safetensors --causal --ring 4");
 
   Builder check(app, settings, Command::kCheck, "check", "the same, compared with float64");
-  check.inputs("IN|CASE", 0, 1 << 20, "a file or folder, or cases such as b2_sq512_h4_d64_causal");
+  check.inputs("IN", 0, 1 << 20, "a file or folder, or cases such as b2_sq512_h4_d64_causal");
   check.integer("--random", &Settings::random, 1, "check so many random cases");
   add_seed(check);
   add_all(check);
@@ -245,7 +245,7 @@ void add_commands(CLI::App& app, Settings& settings) {
   bench.app().footer("Example:\n  ringattn bench b1_sq2048_h8_d128_causal --threads 2 --json");
 
   Builder plan(app, settings, Command::kPlan, "plan", "what is computed and sent, rank by rank");
-  plan.inputs("IN|CASE", 1, 1, "a file or folder, or a case");
+  plan.inputs("IN", 1, 1, "a file or folder, or a case");
   plan.output(false, "X.svg", "draw it instead");
   add_seed(plan);
   add_all(plan);
