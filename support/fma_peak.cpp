@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "support/fma_peak.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <latch>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace ringattn::support {
+namespace {
+
+// Two units with a latency of 4 or 5 cycles need 8 to 10 independent sums; 12 leave room, and fit
+// in the 16 registers that AVX2 has.
+constexpr int kChains = 12;
+constexpr std::int64_t kSteps = 1'000'000;  // some milliseconds
+constexpr int kRuns = 5;
+
+/// What a thread runs, and how many float32 lanes each multiply-add has.
+struct Loop {
+  float (*run)(float seed);
+  int lanes;
+};
+
+#if defined(__x86_64__)
+[[gnu::target("avx512f")]] float run_avx512(float seed) {
+  __m512 sums[kChains];
+  for (int c = 0; c < kChains; ++c) sums[c] = _mm512_set1_ps(seed * static_cast<float>(c));
+  const __m512 factor = _mm512_set1_ps(0.999F);
+  const __m512 term = _mm512_set1_ps(seed);
+  for (std::int64_t i = 0; i < kSteps; ++i) {
+#pragma GCC unroll 12
+    for (int c = 0; c < kChains; ++c) sums[c] = _mm512_fmadd_ps(sums[c], factor, term);
+  }
+  for (int c = 1; c < kChains; ++c) sums[0] = _mm512_add_ps(sums[0], sums[c]);
+  return _mm512_cvtss_f32(sums[0]);
+}
+
+[[gnu::target("avx2,fma")]] float run_avx2(float seed) {
+  __m256 sums[kChains];
+  for (int c = 0; c < kChains; ++c) sums[c] = _mm256_set1_ps(seed * static_cast<float>(c));
+  const __m256 factor = _mm256_set1_ps(0.999F);
+  const __m256 term = _mm256_set1_ps(seed);
+  for (std::int64_t i = 0; i < kSteps; ++i) {
+#pragma GCC unroll 12
+    for (int c = 0; c < kChains; ++c) sums[c] = _mm256_fmadd_ps(sums[c], factor, term);
+  }
+  for (int c = 1; c < kChains; ++c) sums[0] = _mm256_add_ps(sums[0], sums[c]);
+  return _mm256_cvtss_f32(sums[0]);
+}
+#endif
+
+/// Four lanes: what every 64-bit machine has.
+float run_portable(float seed) {
+  typedef float Vector __attribute__((vector_size(16)));
+  Vector sums[kChains];
+  for (int c = 0; c < kChains; ++c) sums[c] = Vector{} + seed * static_cast<float>(c);
+  const Vector factor = Vector{} + 0.999F;
+  const Vector term = Vector{} + seed;
+  for (std::int64_t i = 0; i < kSteps; ++i) {
+#pragma GCC unroll 12
+    for (int c = 0; c < kChains; ++c) sums[c] = sums[c] * factor + term;
+  }
+  for (int c = 1; c < kChains; ++c) sums[0] += sums[c];
+  return sums[0][0];
+}
+
+Loop loop_of([[maybe_unused]] const std::string& isa) {
+#if defined(__x86_64__)
+  if (isa.starts_with("avx512") && __builtin_cpu_supports("avx512f")) return {run_avx512, 16};
+  if (isa.starts_with("avx2") && __builtin_cpu_supports("avx2")) return {run_avx2, 8};
+#endif
+  return {run_portable, 4};
+}
+
+/// Seconds from all threads ready to the last one done.
+double timed(const Loop& loop, int threads) {
+  std::latch ready(threads + 1);
+  std::vector<float> results(static_cast<std::size_t>(threads));
+  std::vector<std::thread> pool;
+  for (float& result : results) {
+    pool.emplace_back([&ready, &loop, &result] {
+      ready.arrive_and_wait();
+      result = loop.run(1.0F);
+    });
+  }
+  ready.arrive_and_wait();
+  const auto begin = std::chrono::steady_clock::now();
+  for (std::thread& thread : pool) thread.join();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+}  // namespace
+
+double peak_gflops(const std::string& isa, int threads) {
+  const Loop loop = loop_of(isa);
+  double best = timed(loop, threads);  // the first run also wakes the cores up
+  for (int run = 1; run < kRuns; ++run) best = std::min(best, timed(loop, threads));
+  const double flops = 2.0 * static_cast<double>(kSteps) * kChains * loop.lanes * threads;
+  return flops / best / 1e9;
+}
+
+}  // namespace ringattn::support

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+// `ringattn bench`: checks cases, then times them, beside the machine's multiply-add peak. It
+// compares with nothing else; bench/ does that.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <fstream>
+#include <map>
+
+#include "bench_check.h"
+#include "case_input.h"
+#include "commands.h"
+#include "progress.h"
+#include "report.h"
+#include "ringattn/version.h"
+#include "support/fma_peak.h"
+
+namespace ringattn::tool {
+namespace {
+
+using Milliseconds = std::vector<double>;
+
+// Without --repeats: until this long has passed, within these numbers.
+constexpr double kSteadyMs = 2000.0;
+constexpr int kFewest = 5;
+constexpr int kMost = 200;
+
+double quantile(Milliseconds times, double share) {
+  std::sort(times.begin(), times.end());
+  const double at = share * static_cast<double>(times.size() - 1);
+  const auto below = static_cast<std::size_t>(at);
+  const std::size_t above = std::min(below + 1, times.size() - 1);
+  return times[below] + (at - static_cast<double>(below)) * (times[above] - times[below]);
+}
+
+bool enough(const Milliseconds& times, int repeats) {
+  const auto n = static_cast<int>(times.size());
+  if (repeats > 0) return n >= repeats;
+  double sum = 0.0;
+  for (double t : times) sum += t;
+  return n >= kMost || (n >= kFewest && sum >= kSteadyMs);
+}
+
+/// Times one pass; the first run warms up and is not counted.
+template <class Pass>
+Milliseconds time_pass(const Settings& settings, Progress& progress, const std::string& what,
+                       const Pass& pass) {
+  Milliseconds times;
+  pass();
+  while (!enough(times, settings.repeats)) {
+    progress.set(what, static_cast<int>(times.size()),
+                 settings.repeats > 0 ? settings.repeats : kFewest);
+    times.push_back(pass());
+  }
+  return times;
+}
+
+/// Peaks by instruction set and threads, each measured once per run of the tool.
+class Peaks {
+ public:
+  double of(const std::string& isa, int threads) {
+    auto [entry, fresh] = known_.try_emplace({isa, threads}, 0.0);
+    if (fresh) entry->second = support::peak_gflops(isa, threads);
+    return entry->second;
+  }
+
+ private:
+  std::map<std::pair<std::string, int>, double> known_;
+};
+
+struct Bench {
+  const Settings& settings;
+  Progress progress;
+  Peaks peaks;
+  nlohmann::json results = nlohmann::json::array();
+
+  explicit Bench(const Settings& s) : settings(s), progress(!s.quiet) {}
+
+  void add(const support::Case& c, const char* pass, const Milliseconds& times,
+           const support::RingResult& result, const std::vector<PassCounts>& ranks,
+           double max_error, int threads) {
+    const PassCounts sum = total(ranks);
+    const double median = quantile(times, 0.5);
+    const double gflops = median > 0.0 ? static_cast<double>(sum.flops) / median / 1e6 : 0.0;
+    const std::string isa = isa_of(result.backend);
+    const double peak = peaks.of(isa, threads);
+    results.push_back({{"case", support::to_string(c)},
+                       {"pass", pass},
+                       {"backend", result.backend},
+                       {"isa", isa},
+                       {"threads", threads},
+                       {"ring", c.ring},
+                       {"ms_median", median},
+                       {"ms_p10", quantile(times, 0.1)},
+                       {"ms_p90", quantile(times, 0.9)},
+                       {"repeats", times.size()},
+                       {"gflops", gflops},
+                       {"peak_gflops", peak},
+                       {"peak_share", gflops / peak},
+                       {"hops", sum.hops},
+                       {"bytes_sent", sum.bytes},
+                       {"max_error", max_error}});
+  }
+
+  void run(const support::Case& c) {
+    progress.set("check", 0, 1);
+    const double max_error = checked_error(c, settings);
+    const support::CaseData data = support::make_data(c);
+    const Options options = options_of(c, data, settings);
+    support::RingSettings ring;
+    ring.ring = c.ring;
+    ring.backward = c.backward;
+    ring.timeout = settings.timeout;
+    if (settings.grad_f32) ring.grad_dtype = DType::kFloat32;
+    support::RingJob job(support::make_problem(c), options, data.inputs(), ring);
+    const Milliseconds forward =
+        time_pass(settings, progress, "forward ", [&] { return job.forward(); });
+    Milliseconds backward;
+    if (c.backward) {
+      backward = time_pass(settings, progress, "backward", [&] { return job.backward(); });
+    }
+    const support::RingResult result = job.result();
+    const int threads = (options.executor ? options.executor : default_executor())->threads();
+    add(c, "forward", forward, result, result.forward, max_error, threads);
+    if (c.backward) add(c, "backward", backward, result, result.backward, max_error, threads);
+  }
+};
+
+std::string cpu_model() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    const std::size_t colon = line.find(": ");
+    if (line.starts_with("model name") && colon != std::string::npos) return line.substr(colon + 2);
+  }
+  return "unknown";
+}
+
+void print_text(const nlohmann::json& results) {
+  fmt::print("{:<9}{:>10}{:>10}{:>10}{:>9}{:>10}{:>7}{:>6}{:>13}{:>11}  case\n", "pass", "ms",
+             "p10", "p90", "repeats", "GFLOP/s", "peak", "hops", "bytes sent", "max error");
+  for (const nlohmann::json& r : results) {
+    fmt::print("{:<9}{:>10.2f}{:>10.2f}{:>10.2f}{:>9}{:>10.1f}{:>6.0f}%{:>6}{:>13}{:>11.1e}  {}\n",
+               r["pass"].get<std::string>(), r["ms_median"].get<double>(),
+               r["ms_p10"].get<double>(), r["ms_p90"].get<double>(),
+               r["repeats"].get<std::size_t>(), r["gflops"].get<double>(),
+               100.0 * r["peak_share"].get<double>(), r["hops"].get<std::int64_t>(),
+               r["bytes_sent"].get<std::int64_t>(), r["max_error"].get<double>(),
+               r["case"].get<std::string>());
+  }
+}
+
+}  // namespace
+
+int bench_command(const Settings& settings) {
+  Bench bench(settings);
+  std::vector<support::Case> cases;
+  for (const std::string& text : settings.inputs) {  // all of them before the first one runs
+    cases.push_back(case_with_options(support::parse_case(text), settings));
+  }
+  for (const support::Case& c : cases) bench.run(c);
+  if (settings.json) {
+    const nlohmann::json machine = {{"cpu", cpu_model()},
+                                    {"cores", default_executor()->threads()}};
+    fmt::print("{}\n", nlohmann::json{{"machine", machine},
+                                      {"version", RINGATTN_VERSION},
+                                      {"results", bench.results}}
+                           .dump());
+  } else {
+    print_text(bench.results);
+  }
+  return 0;
+}
+
+}  // namespace ringattn::tool
