@@ -224,7 +224,8 @@ void add_commands(CLI::App& app, Settings& settings) {
   run.app().footer("Example:\n  ringattn run qkv.safetensors -o out.safetensors --causal --ring 4");
 
   Builder check(app, settings, Command::kCheck, "check", "the same, compared with float64");
-  check.inputs("IN", 0, 1 << 20, "a file or folder, or cases such as b2_sq512_h4_d64_causal");
+  check.inputs("IN", 0, CLI::detail::expected_max_vector_size,
+               "a file or folder, or cases such as b2_sq512_h4_d64_causal");
   check.integer("--random", &Settings::random, 1, "check so many random cases");
   add_seed(check);
   add_all(check);
@@ -234,7 +235,8 @@ void add_commands(CLI::App& app, Settings& settings) {
       "  ringattn check --random 100 --seed 1");
 
   Builder bench(app, settings, Command::kBench, "bench", "time cases on random data");
-  bench.inputs("CASE", 1, 1 << 20, "cases such as b1_sq4096_h8_d128_bf16_causal_r4");
+  bench.inputs("CASE", 1, CLI::detail::expected_max_vector_size,
+               "cases such as b1_sq4096_h8_d128_bf16_causal_r4");
   bench.value("--repeats", "N", "timed repeats (default: until the median is steady)",
               [](Settings& s, const std::string& text) {
                 s.repeats = static_cast<int>(parse_integer("--repeats", text, 1, 1 << 20));
