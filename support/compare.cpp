@@ -24,13 +24,17 @@ constexpr double kRingFactor = 1.5;
 
 // The floor in float32: exp, log and tanh of a vector library are off by up to 2 ulp each where
 // libm's are right, then comes one division and one rounding. It matters where the naive program
-// is right by chance: one key, weights of exactly 1, sums that cancel.
+// is right by chance: one key, weights of exactly 1.
 constexpr double kFloorRoundings = 4.0;
 constexpr double kEps32 = 0x1p-23;
 
-// The backward takes exp(s - lse) from a float32 lse: half an ulp of lse and of s, and the two or
-// three of their sums and scales, are a relative error of every weight.
-constexpr double kScoreRoundings = 4.0;
+// Where terms cancel (dP - delta is 0 if a row sees one key) only the terms' size says what a
+// rounding is worth: one eps of it.
+constexpr double kCancelledRoundings = 1.0;
+
+// The backward takes exp(s - lse) from a float32 lse: half an ulp of s and half an ulp of lse are
+// a relative error of up to eps * |s| of every weight.
+constexpr double kScoreRoundings = 1.0;
 
 // In bf16 and f16 a weight and a result are each rounded once (half an eps each); the naive
 // program may be lucky in one element, and the tensor not. Over a whole tensor luck averages out:
@@ -91,16 +95,16 @@ std::string pattern_error(const HostTensor& actual, const HostTensor& truth) {
   return {};
 }
 
-ErrorStats floor_of(const ErrorModel& model, DType result, double magnitude, std::int64_t n) {
-  const double size = std::max(magnitude, model.magnitude);
-  const double arithmetic = kEps32 * (kFloorRoundings + kScoreRoundings * model.score) * size;
-  ErrorStats floor{arithmetic, arithmetic};
-  const double coarse = std::max(model.rounded_once ? eps_of(model.operands) : 0.0,
-                                 result == DType::kFloat64 ? 0.0 : eps_of(result));
+ErrorStats floor_of(const ErrorModel& model, DType result, double largest_value,
+                    std::int64_t n) {
+  const double arithmetic =
+      kEps32 * ((kFloorRoundings + kScoreRoundings * model.score) * largest_value +
+                kCancelledRoundings * model.magnitude);
+  const double coarse = model.rounded_once ? eps_of(model.operands) : eps_of(result);
+  const double size = model.independent_rows ? model.magnitude : largest_value;
   const double unlucky = coarse * size + smallest_step(result);
-  floor.max += unlucky;
-  floor.rms += unlucky * std::min(1.0, std::sqrt(kUnluckyElements / static_cast<double>(std::max<std::int64_t>(n, 1))));
-  return floor;
+  const double share = kUnluckyElements / static_cast<double>(std::max<std::int64_t>(n, 1));
+  return {arithmetic + unlucky * std::min(1.0, std::sqrt(share)), arithmetic + unlucky};
 }
 
 double largest(const HostTensor& t) {
@@ -185,7 +189,10 @@ ErrorModel error_model(const std::string& name, const Problem& p, const Magnitud
   model.rounded_once = name != "lse";
   const bool keys = name == "dkey" || name == "dvalue";
   model.rows = p.batch * (keys ? p.key_seq : p.query_seq);
-  if (name == "dsoftmax_aux") model.rows = 1;
+  if (name == "dsoftmax_aux") {
+    model.rows = 1;
+    model.independent_rows = true;
+  }
   if (name == "out") model.magnitude = m.out;
   if (name == "lse") model.magnitude = m.lse;
   if (name == "dquery") model.magnitude = m.dquery;

@@ -32,7 +32,8 @@ struct Comparison {
 struct ErrorModel {
   DType operands = DType::kFloat32;  // the problem's dtype
   bool rounded_once = true;          // P and dS were rounded to it (not so for lse)
-  double magnitude = 0.0;            // Magnitudes: absolute sums behind the tensor
+  double magnitude = 0.0;            // of the tensor in Magnitudes
+  bool independent_rows = false;     // a sum over rows: the rounding of `out` is worth magnitude
   double score = 0.0;                // backward: largest |s|; forward: 0
   std::int64_t rows = 0;             // batch rows * sequence rows
 };

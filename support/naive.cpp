@@ -66,6 +66,8 @@ Dot dot(const float* a, const float* b, std::int64_t n) {
   return sum;
 }
 
+double square(double x) { return x * x; }
+
 void raise(double& largest, double x) {
   if (std::isfinite(x) && x > largest) largest = x;
 }
@@ -108,7 +110,7 @@ class Naive {
   std::vector<std::int64_t> keys_;
   std::vector<float> weights_;
   std::vector<float> dq_, dk_, dv_, dsink_;           // float32 sums; dq_ of one row
-  std::vector<double> dq_abs_, dk_abs_, dv_abs_, dsink_abs_;
+  std::vector<double> dq_abs_, dk_sq_, dv_sq_, dsink_sq_;
 };
 
 void Naive::forward_row(std::int64_t b, std::int64_t h, std::int64_t i) {
@@ -164,13 +166,13 @@ void Naive::backward_pair(std::int64_t b, std::int64_t h, std::int64_t i, std::i
   const std::size_t dk = k_.index(b, j, g);
   for (std::size_t d = 0; d < static_cast<std::size_t>(v_.dim); ++d) {
     dv_[dv + d] += p_rounded * o[d];
-    dv_abs_[dv + d] += std::fabs(static_cast<double>(weight * o[d]));
+    dv_sq_[dv + d] += square(static_cast<double>(weight * o[d]));
   }
   for (std::size_t d = 0; d < static_cast<std::size_t>(q_.dim); ++d) {
     dq_[d] += ds_rounded * k[d];
     dk_[dk + d] += ds_rounded * q[d];
     dq_abs_[d] += ds_abs * std::fabs(static_cast<double>(k[d]));
-    dk_abs_[dk + d] += ds_abs * std::fabs(static_cast<double>(q[d]));
+    dk_sq_[dk + d] += square(ds_abs * static_cast<double>(q[d]));
   }
 }
 
@@ -196,7 +198,7 @@ void Naive::backward_row(std::int64_t b, std::int64_t h, std::int64_t i) {
   if (std::isfinite(sink)) {
     const float weight = std::exp(static_cast<float>(sink) - lse);
     dsink_[static_cast<std::size_t>(h)] -= weight * delta.value;
-    dsink_abs_[static_cast<std::size_t>(h)] += static_cast<double>(weight) * delta.magnitude;
+    dsink_sq_[static_cast<std::size_t>(h)] += square(static_cast<double>(weight) * delta.magnitude);
   }
   std::fill(dq_.begin(), dq_.end(), 0.0F);
   std::fill(dq_abs_.begin(), dq_abs_.end(), 0.0);
@@ -214,17 +216,17 @@ void Naive::store_gradients() {
   Magnitudes& m = result_.magnitudes;
   for (std::size_t n = 0; n < dk_.size(); ++n) {
     store(p_.dtype, result_.dkey.data(), static_cast<std::int64_t>(n), scale_ * dk_[n]);
-    raise(m.dkey, std::fabs(scale_) * dk_abs_[n]);
+    raise(m.dkey, std::fabs(scale_) * std::sqrt(dk_sq_[n]));
   }
   for (std::size_t n = 0; n < dv_.size(); ++n) {
     store(p_.dtype, result_.dvalue.data(), static_cast<std::int64_t>(n), dv_[n]);
-    raise(m.dvalue, dv_abs_[n]);
+    raise(m.dvalue, std::sqrt(dv_sq_[n]));
   }
   if (!in_.sinks.present()) return;
   result_.dsinks = spread_to_sinks(in_.sinks, dsink_);
   const bool shared = in_.sinks.rank == 1 && in_.sinks.dim(0) != p_.query_heads;
   double sum = 0.0;  // a shared sink adds up the heads
-  for (double x : dsink_abs_) raise(m.dsinks, shared ? sum += x : x);
+  for (double x : dsink_sq_) raise(m.dsinks, std::sqrt(shared ? sum += x : x));
 }
 
 NaiveResult Naive::run(bool backward) {
@@ -237,11 +239,11 @@ NaiveResult Naive::run(bool backward) {
   dq_.resize(static_cast<std::size_t>(q_.dim));
   dq_abs_.resize(dq_.size());
   dk_.resize(k_.data.size());
-  dk_abs_.resize(dk_.size());
+  dk_sq_.resize(dk_.size());
   dv_.resize(v_.data.size());
-  dv_abs_.resize(dv_.size());
+  dv_sq_.resize(dv_.size());
   dsink_.resize(static_cast<std::size_t>(heads));
-  dsink_abs_.resize(dsink_.size());
+  dsink_sq_.resize(dsink_.size());
   for (std::int64_t b = 0; b < b_count; ++b) {
     for (std::int64_t h = 0; h < heads; ++h) {
       for (std::int64_t i = 0; i < rows; ++i) {

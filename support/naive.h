@@ -11,9 +11,10 @@
 
 namespace ringattn::support {
 
-/// For each tensor the largest sum of absolute values behind any of its elements: what rounding
-/// errors are relative to where terms cancel (Higham, Accuracy and Stability of Numerical
-/// Algorithms, 2nd ed., section 3.1).
+/// What rounding errors are relative to where terms cancel (Higham, Accuracy and Stability of
+/// Numerical Algorithms, 2nd ed., sections 2.8 and 3.1): for each tensor the largest size of what
+/// is summed up in any of its elements. Within a query row, where errors are common to all terms,
+/// the sizes add up; rows err independently, and their squares add up.
 struct Magnitudes {
   double score = 0.0;  // largest |s| or |lse|
   double out = 0.0;
