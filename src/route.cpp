@@ -23,7 +23,8 @@ Reach shortest(const std::vector<char>& needed) {
   for (int t = 1; t <= world; ++t) {
     if (t < world && needed[static_cast<std::size_t>(t)] == 0) continue;
     const Reach reach{last, world - t};
-    if (reach.forward + reach.backward < best.forward + best.backward) best = reach;
+    // Of equals the one that goes forward most: there causal blocks stop soonest.
+    if (reach.forward + reach.backward <= best.forward + best.backward) best = reach;
     last = t;
   }
   return best;
