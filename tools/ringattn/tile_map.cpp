@@ -47,6 +47,25 @@ struct Side {
   }
 };
 
+/// A grid that rank borders fall on: striped layouts would show moire patterns otherwise.
+std::vector<std::int64_t> coarse_edges(const TileAxis& axis) {
+  std::vector<std::int64_t> edges;
+  const auto parts = static_cast<std::int64_t>(axis.parts.size());
+  const auto cut = [&edges](Range rows, std::int64_t pieces) {
+    for (std::int64_t c = 0; c < pieces; ++c) {
+      const std::int64_t edge = rows.begin + chunk_begin(rows.size(), pieces, c);
+      if (edges.empty() || edge > edges.back()) edges.push_back(edge);
+    }
+  };
+  if (parts > kMaxCells) {
+    cut({0, axis.length}, kMaxCells);
+  } else {
+    for (const TileAxis::Part& part : axis.parts) cut(part.rows, kMaxCells / parts);
+  }
+  edges.push_back(axis.length);
+  return edges;
+}
+
 /// `rows_of(rank)` are the rows as the layout gives them.
 template <class RowsOf>
 TileAxis make_axis(const Plan& plan, std::int64_t tile, bool global, const RowsOf& rows_of,
@@ -68,9 +87,7 @@ TileAxis make_axis(const Plan& plan, std::int64_t tile, bool global, const RowsO
   std::sort(axis.parts.begin(), axis.parts.end(),
             [](const auto& a, const auto& b) { return a.rows.begin < b.rows.begin; });
   if (axis.tiles > kMaxCells) {
-    for (std::int64_t c = 0; c <= kMaxCells; ++c) {
-      axis.edges.push_back(chunk_begin(axis.length, kMaxCells, c));
-    }
+    axis.edges = coarse_edges(axis);
     return axis;
   }
   axis.edges.push_back(axis.length);
