@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0
+// The innermost layer, for every instruction set that this machine runs.
+#include "cpu/kernels.h"
+
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cmath>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "cpu/cpu.h"
+#include "dtype.h"
+
+namespace ringattn::cpu {
+namespace {
+
+class Kernels : public ::testing::TestWithParam<std::string> {
+ protected:
+  const KernelTable& table() const { return *kernels("cpu:" + GetParam()); }
+};
+
+INSTANTIATE_TEST_SUITE_P(EveryIsa, Kernels, ::testing::ValuesIn(instruction_sets()),
+                         [](const auto& isa) { return isa.param; });
+
+/// Largest relative error of `f` against `exact` over every `step`-th float with bits [lo, hi].
+template <class F, class Exact>
+double worst(std::uint32_t lo, std::uint32_t hi, std::uint32_t step, F f, Exact exact) {
+  double most = 0.0;
+  float x[16];
+  float y[16];
+  for (std::uint64_t bits = lo; bits <= hi; bits += std::uint64_t{16} * step) {
+    for (std::uint32_t i = 0; i < 16; ++i) {
+      const std::uint64_t at = std::min<std::uint64_t>(bits + i * step, hi);
+      x[i] = std::bit_cast<float>(static_cast<std::uint32_t>(at));
+    }
+    f(x, y, 16);
+    for (int i = 0; i < 16; ++i) {
+      const double truth = exact(static_cast<double>(x[i]));
+      most = std::max(most, std::abs((static_cast<double>(y[i]) - truth) / truth));
+    }
+  }
+  return most;
+}
+
+constexpr double kUlp = 0x1p-24;  // half a unit in the last place, relative
+
+TEST_P(Kernels, Exp2IsWithinThreeHalfUlpsOverItsRange) {
+  const auto exact = [](double x) { return std::exp2(x); };
+  const auto bits = [](float x) { return std::bit_cast<std::uint32_t>(x); };
+  // Every 7th float of each sign from the smallest that matters to the ends of the range.
+  EXPECT_LT(worst(bits(1e-9F), bits(127.0F), 7, table().exp2, exact), 3 * kUlp);
+  EXPECT_LT(worst(bits(-1e-9F), bits(-125.0F), 7, table().exp2, exact), 3 * kUlp);
+}
+
+TEST_P(Kernels, Exp2OfTheEnds) {
+  const float inf = std::numeric_limits<float>::infinity();
+  const float x[16] = {0.0F, -0.0F, 1.0F, -1.0F, -inf, -126.0F, -1e30F, std::nanf("1"),
+                       -125.0F, 127.0F, 0.5F, -0.5F, 2.0F, -2.0F, 10.0F, -10.0F};
+  float y[16];
+  table().exp2(x, y, 16);
+  EXPECT_EQ(y[0], 1.0F);
+  EXPECT_EQ(y[1], 1.0F);
+  EXPECT_EQ(y[2], 2.0F);
+  EXPECT_EQ(y[3], 0.5F);
+  EXPECT_EQ(y[4], 0.0F);
+  EXPECT_EQ(y[5], 0.0F);
+  EXPECT_EQ(y[6], 0.0F);
+  EXPECT_TRUE(std::isnan(y[7]));
+  EXPECT_EQ(y[8], 0x1p-125F);
+  EXPECT_EQ(y[9], 0x1p127F);
+}
+
+TEST_P(Kernels, TanhIsWithinSevenHalfUlps) {
+  const auto exact = [](double x) { return std::tanh(x); };
+  const auto bits = [](float x) { return std::bit_cast<std::uint32_t>(x); };
+  EXPECT_LT(worst(bits(1e-9F), bits(50.0F), 5, table().tanh, exact), 7 * kUlp);
+  EXPECT_LT(worst(bits(-1e-9F), bits(-50.0F), 5, table().tanh, exact), 7 * kUlp);
+  const float inf = std::numeric_limits<float>::infinity();
+  const float x[16] = {inf, -inf, std::nanf("1"), 0.0F};
+  float y[16];
+  table().tanh(x, y, 16);
+  EXPECT_EQ(y[0], 1.0F);
+  EXPECT_EQ(y[1], -1.0F);
+  EXPECT_TRUE(std::isnan(y[2]));
+  EXPECT_EQ(y[3], 0.0F);
+}
+
+TEST_P(Kernels, WidensEvery16BitValueExactly) {
+  for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+    std::vector<std::uint16_t> all(1 << 16);
+    for (std::size_t i = 0; i < all.size(); ++i) all[i] = static_cast<std::uint16_t>(i);
+    std::vector<float> wide(all.size());
+    EXPECT_FALSE(table().widen({format(dtype), all.data(), 16, 1 << 12, 16, 1.0F, wide.data(),
+                                1 << 12}));
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      const double expected = load(dtype, all.data(), static_cast<std::int64_t>(i));
+      if (std::isnan(expected)) {
+        ASSERT_TRUE(std::isnan(wide[i])) << i;
+      } else {
+        ASSERT_EQ(static_cast<double>(wide[i]), expected) << i;
+      }
+    }
+  }
+}
+
+TEST_P(Kernels, WidenNoticesWhatIsNotFiniteAndPadsWithZeros) {
+  for (const std::int64_t columns : {1, 5, 16, 19, 33}) {
+    std::vector<float> src(static_cast<std::size_t>(3 * 40), 2.0F);
+    std::vector<float> dst(static_cast<std::size_t>(padded(columns) * 4), -7.0F);
+    const Widen w{Format::kFloat32, src.data(), 40, 3, columns, 0.5F, dst.data(), 4};
+    EXPECT_TRUE(table().widen(w));
+    for (std::int64_t j = 0; j < padded(columns); ++j) {
+      const float expected = j < columns ? 1.0F : 0.0F;
+      EXPECT_EQ(dst[static_cast<std::size_t>(j / 16 * 64 + 2 * 16 + j % 16)], expected);
+    }
+    src[static_cast<std::size_t>(2 * 40 + columns - 1)] = std::numeric_limits<float>::infinity();
+    EXPECT_FALSE(table().widen(w));
+    EXPECT_FALSE(table().widen_transposed({Format::kFloat32, src.data(), 40, 3, columns, 1.0F,
+                                           std::vector<float>(16 * 40).data(), columns}));
+    src[static_cast<std::size_t>(2 * 40 + columns - 1)] = 0.0F;
+    src[static_cast<std::size_t>(2 * 40 + columns)] = std::nanf("");  // beyond: not looked at
+    EXPECT_TRUE(table().widen(w));
+  }
+}
+
+std::vector<float> random_floats(std::size_t n, unsigned seed) {
+  std::mt19937 random(seed);
+  std::vector<float> v(n);
+  for (float& x : v) x = static_cast<float>(static_cast<int>(random() % 2001) - 1000) / 500.0F;
+  return v;
+}
+
+TEST_P(Kernels, ProductsEqualPlainLoopsForEveryShapeAndStride) {
+  for (const std::int64_t m : {1, 5, 6, 7, 12, 13, 29}) {
+    for (const std::int64_t n : {16, 32, 48}) {
+      for (const std::int64_t depth : {1, 15, 16, 17, 40}) {
+        for (const bool columns : {false, true}) {
+          const auto a = random_floats(64 * 64, 1);
+          const auto b = random_floats(static_cast<std::size_t>(n * 64), 2);
+          auto c = random_floats(static_cast<std::size_t>(m * 50), 3);
+          const auto old = c;
+          const std::int64_t row = columns ? 1 : 64;
+          const std::int64_t step = columns ? 64 : 1;
+          table().product({a.data(), row, step, 16 * step, b.data(), 16 * 64, c.data(), 50, m, n,
+                           depth, true});
+          for (std::int64_t i = 0; i < m; ++i) {
+            for (std::int64_t j = 0; j < 50; ++j) {
+              const auto at = static_cast<std::size_t>(i * 50 + j);
+              if (j >= n) {
+                ASSERT_EQ(c[at], old[at]) << "wrote beyond its columns";
+                continue;
+              }
+              double sum = old[at];
+              for (std::int64_t k = 0; k < depth; ++k) {
+                sum += static_cast<double>(a[static_cast<std::size_t>(i * row + k * step)]) *
+                       b[static_cast<std::size_t>(j / 16 * 16 * 64 + k * 16 + j % 16)];
+              }
+              // At most depth + 1 roundings of partial sums below 4 * depth + 2.
+              const double bound = 2 * kUlp * static_cast<double>((depth + 1) * (4 * depth + 2));
+              ASSERT_NEAR(c[at], sum, bound) << m << " " << n << " " << depth;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(Kernels, SoftmaxKeepsItsStateOverTilesAndIgnoresMaskedScores) {
+  const std::int64_t keys = 37;
+  const std::int64_t stride = padded(keys) + 16;
+  std::vector<float> first(static_cast<std::size_t>(stride), 3.0F);
+  std::vector<float> second(static_cast<std::size_t>(stride), 5.0F);
+  second[4] = std::nanf("");  // masked
+  std::vector<std::uint64_t> bits = {0b1011};
+  float max = -std::numeric_limits<float>::infinity();
+  float sum = 0.0F;
+  float factor = 0.0F;
+  table().softmax({first.data(), stride, 1, keys, nullptr, 0, 0.0F, &max, &sum, &factor});
+  EXPECT_EQ(max, 3.0F);
+  EXPECT_EQ(sum, 37.0F);
+  EXPECT_EQ(first[36], 1.0F);
+  EXPECT_EQ(first[37], 0.0F);
+  table().softmax({second.data(), stride, 1, keys, bits.data(), 1, 0.0F, &max, &sum, &factor});
+  EXPECT_EQ(max, 5.0F);
+  EXPECT_EQ(factor, 0.25F);
+  EXPECT_EQ(sum, 37.0F * 0.25F + 3.0F);
+  EXPECT_EQ(second[2], 0.0F);
+  EXPECT_EQ(second[4], 0.0F);
+}
+
+TEST_P(Kernels, RowsThatSeeNothingKeepAnEmptyState) {
+  std::vector<float> s(64, 9.0F);
+  const std::uint64_t none = 0;
+  float max = -std::numeric_limits<float>::infinity();
+  float sum = 0.0F;
+  float factor = 0.0F;
+  table().softmax({s.data(), 48, 1, 20, &none, 1, 0.0F, &max, &sum, &factor});
+  EXPECT_EQ(max, -std::numeric_limits<float>::infinity());
+  EXPECT_EQ(sum, 0.0F);
+  EXPECT_EQ(factor, 1.0F);
+  EXPECT_EQ(s[3], 0.0F);
+}
+
+}  // namespace
+}  // namespace ringattn::cpu

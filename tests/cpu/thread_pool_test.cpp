@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+// The pool: every task once, callers that share it never exceed its threads, nobody waits forever.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <thread>
+#include <vector>
+
+#include "ringattn/error.h"
+#include "ringattn/executor.h"
+
+namespace ringattn {
+namespace {
+
+TEST(ThreadPool, RunsEveryTaskExactlyOnce) {
+  for (const int threads : {1, 2, 5}) {
+    const auto pool = make_thread_pool(threads);
+    EXPECT_EQ(pool->threads(), threads);
+    for (const std::int64_t n : {0, 1, 2, 7, 1000}) {
+      std::vector<std::atomic<int>> calls(static_cast<std::size_t>(n));
+      pool->run(n, [&](std::int64_t i) { ++calls[static_cast<std::size_t>(i)]; });
+      for (const auto& c : calls) ASSERT_EQ(c, 1);
+    }
+  }
+}
+
+TEST(ThreadPool, CallersThatShareItNeverExceedItsThreads) {
+  const auto pool = make_thread_pool(2);
+  std::atomic<int> running{0};
+  std::atomic<int> most{0};
+  std::atomic<int> total{0};
+  std::vector<std::thread> callers;
+  for (int c = 0; c < 6; ++c) {
+    callers.emplace_back([&] {
+      for (int round = 0; round < 20; ++round) {
+        pool->run(5, [&](std::int64_t) {
+          const int now = ++running;
+          for (int seen = most; now > seen && !most.compare_exchange_weak(seen, now);) {
+          }
+          std::this_thread::sleep_for(std::chrono::microseconds(20));
+          --running;
+          ++total;
+        });
+      }
+    });
+  }
+  for (auto& caller : callers) caller.join();
+  EXPECT_EQ(total, 6 * 20 * 5);
+  EXPECT_LE(most, 2);
+}
+
+TEST(ThreadPool, RefusesImpossibleSizes) {
+  EXPECT_THROW(make_thread_pool(-1), Error);
+  EXPECT_THROW(make_thread_pool(5000), Error);
+  EXPECT_GE(make_thread_pool(0)->threads(), 1);
+}
+
+}  // namespace
+}  // namespace ringattn
