@@ -59,8 +59,7 @@ void check_data(const Plan& plan, const char* argument, const ConstTensorView& v
   }
 }
 
-void check_input(const Plan& plan, const char* argument, const ConstTensorView& view,
-                 Shape shape) {
+void check_input(const Plan& plan, const char* argument, const ConstTensorView& view, Shape shape) {
   check_data(plan, argument, view, shape);
   check_dtype(argument, view, {plan.problem().dtype});
 }

@@ -37,7 +37,7 @@ class Alone final : public Communicator {
 
 struct AlignedDelete {
   void operator()(std::byte* p) const {
-    ::operator delete(p, std::align_val_t{Carver::kAlignment});
+    ::operator delete (p, std::align_val_t{Carver::kAlignment});
   }
 };
 
@@ -50,12 +50,14 @@ const ConstTensorView& either(const ConstTensorView& a, const ConstTensorView& b
 
 struct RingAttention::Impl {
   Impl(Communicator* ring_in, const Problem& problem, const Options& options)
-      : ring(ring_in == nullptr ? alone : *ring_in), plan(make_plan(ring, problem, options)),
+      : ring(ring_in == nullptr ? alone : *ring_in),
+        plan(make_plan(ring, problem, options)),
         executor(options.executor != nullptr ? options.executor : default_executor()),
-        live(plan.live_matrix()), route(make_route(live, plan.rank())),
+        live(plan.live_matrix()),
+        route(make_route(live, plan.rank())),
         head_sinks(static_cast<std::size_t>(problem.query_heads)),
-        head_dsinks(static_cast<std::size_t>(problem.query_heads)), backend(plan.backend().name()) {
-  }
+        head_dsinks(static_cast<std::size_t>(problem.query_heads)),
+        backend(plan.backend().name()) {}
 
   /// A rank whose options are refused, or differ, fails every rank.
   static Plan make_plan(Communicator& ring, const Problem& problem, const Options& options) {
@@ -85,8 +87,8 @@ struct RingAttention::Impl {
   Communicator& ring;
   Plan plan;
   std::shared_ptr<Executor> executor;
-  LiveMatrix live;    // by mask and layout
-  Route route;        // by live; or by the data of the current call
+  LiveMatrix live;  // by mask and layout
+  Route route;      // by live; or by the data of the current call
   std::vector<double> head_sinks;
   std::vector<double> head_dsinks;
   std::string backend;
@@ -99,8 +101,8 @@ std::span<std::byte> RingAttention::Impl::workspace_for(Pass pass, std::span<std
   if (given.empty()) {
     if (owned_bytes < bytes || owned == nullptr) {
       owned.reset();
-      owned.reset(static_cast<std::byte*>(::operator new(bytes + Carver::kAlignment,
-                                                         std::align_val_t{Carver::kAlignment})));
+      owned.reset(static_cast<std::byte*>(
+          ::operator new (bytes + Carver::kAlignment, std::align_val_t{Carver::kAlignment})));
       owned_bytes = bytes;
     }
     return {owned.get(), bytes};
@@ -155,8 +157,8 @@ const Route& RingAttention::Impl::agree_on_route(const Workspace& w, Stream stre
 }
 
 /// The schedule's key side for one block.
-void RingAttention::Impl::complete(PairSchedule& schedule, const Step& step,
-                                   const KeyBlock& block, const Workspace& w) const {
+void RingAttention::Impl::complete(PairSchedule& schedule, const Step& step, const KeyBlock& block,
+                                   const Workspace& w) const {
   schedule.keys.positions = plan.key_rows(step.owner);
   schedule.keys.spans = nullptr;
   if (block.positions != nullptr) {
@@ -175,9 +177,9 @@ template <class Args>
 StepContext RingAttention::Impl::context(const Args& args, const PairSchedule& schedule,
                                          const KeyBlock& block, const Step& step,
                                          const Workspace& w, Stream stream) {
-  return {plan,       schedule,  args.query,
+  return {plan,       schedule,    args.query,
           block.key,  block.value, args.sinks.present() ? head_sinks.data() : nullptr,
-          step.first, step.last, w.backend,
+          step.first, step.last,   w.backend,
           *executor,  stream};
 }
 

@@ -19,14 +19,14 @@ namespace ringattn {
 /// What both passes of one step know.
 struct StepContext {
   const Plan& plan;
-  const PairSchedule& schedule;     // this rank's queries against this block's keys
-  ConstTensorView query;            // [B, Sq, H, D]
-  ConstTensorView key;              // [B, Sk, G, D]
-  ConstTensorView value;            // [B, Sk, G, Dv]
-  const double* sinks;              // [H], one logit per head, or null
-  bool first;                       // no state yet
-  bool last;                        // finish: sinks, division, rounding
-  std::span<std::byte> workspace;   // workspace_bytes(), the same in every step of a pass
+  const PairSchedule& schedule;    // this rank's queries against this block's keys
+  ConstTensorView query;           // [B, Sq, H, D]
+  ConstTensorView key;             // [B, Sk, G, D]
+  ConstTensorView value;           // [B, Sk, G, Dv]
+  const double* sinks;             // [H], one logit per head, or null
+  bool first;                      // no state yet
+  bool last;                       // finish: sinks, division, rounding
+  std::span<std::byte> workspace;  // workspace_bytes(), the same in every step of a pass
   Executor& executor;
   Stream stream;
 };
@@ -40,11 +40,11 @@ struct BackwardStep : StepContext {
   ConstTensorView out;
   ConstTensorView lse;
   ConstTensorView dout;
-  ConstTensorView dlse;     // may be absent
-  TensorView dquery;        // written by the last step
-  double* dsinks;           // [H], this rank's part, written by the first step; or null
-  std::byte* dkey_sum;      // [B, Sk, G, D] of sum_dtype(): overwritten with this step's part
-  std::byte* dvalue_sum;    // [B, Sk, G, Dv]
+  ConstTensorView dlse;   // may be absent
+  TensorView dquery;      // written by the last step
+  double* dsinks;         // [H], this rank's part, written by the first step; or null
+  std::byte* dkey_sum;    // [B, Sk, G, D] of sum_dtype(): overwritten with this step's part
+  std::byte* dvalue_sum;  // [B, Sk, G, Dv]
 };
 
 class Backend {
@@ -75,8 +75,8 @@ class Backend {
   virtual PassCounts backward(const BackwardStep& step) const = 0;
 
   /// sum += part, n elements of sum_dtype().
-  virtual void accumulate(std::byte* sum, const std::byte* part, std::int64_t n,
-                          Executor& executor, Stream stream) const = 0;
+  virtual void accumulate(std::byte* sum, const std::byte* part, std::int64_t n, Executor& executor,
+                          Stream stream) const = 0;
 
   /// Rounds contiguous [B, S, heads, dim] sums to the dtype of `out`, once.
   virtual void store(const std::byte* sum, TensorView out, Executor& executor,

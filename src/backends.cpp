@@ -47,8 +47,8 @@ std::vector<BackendInfo> backends() {
   std::vector<BackendInfo> list;
   for (const Backend* backend : all_backends()) {
     const auto absent = backend->why_absent();
-    list.push_back({std::string(backend->name()), !absent, absent.value_or(""),
-                    backend->instruction_sets()});
+    list.push_back(
+        {std::string(backend->name()), !absent, absent.value_or(""), backend->instruction_sets()});
   }
   list.push_back({"cuda", false, "this build has no CUDA backend", {}});
   return list;

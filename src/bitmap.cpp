@@ -121,8 +121,8 @@ class BitmapBuilder {
         target = n == 0 ? word : target & word;
       }
     }
-    const std::uint64_t all = keys.size() == 64 ? ~std::uint64_t{0}
-                                                : (std::uint64_t{1} << keys.size()) - 1;
+    const std::uint64_t all =
+        keys.size() == 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << keys.size()) - 1;
     const auto used = words.begin() + rows.size();
     if (std::all_of(words.begin(), used, [](std::uint64_t w) { return w == 0; })) {
       return kEmptyBlock;

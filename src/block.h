@@ -17,8 +17,8 @@ namespace ringattn {
 struct KeyBlock {
   ConstTensorView key;
   ConstTensorView value;
-  const std::int32_t* ids = nullptr;         // [B, rows]
-  const std::int64_t* positions = nullptr;   // [rows]
+  const std::int32_t* ids = nullptr;        // [B, rows]
+  const std::int64_t* positions = nullptr;  // [rows]
 };
 
 /// Copies a strided int32 [B, rows] view to contiguous memory.

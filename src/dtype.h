@@ -48,9 +48,8 @@ inline std::uint16_t float_to_f16(float x) {
     const float units = magnitude * 0x1p24F + 0x1p23F;
     return static_cast<std::uint16_t>(sign | (std::bit_cast<std::uint32_t>(units) & 0x7FFFU));
   }
-  const std::uint32_t rounded =
-      std::bit_cast<std::uint32_t>(magnitude) + 0xFFFU +
-      (std::bit_cast<std::uint32_t>(magnitude) >> 13 & 1U);
+  const std::uint32_t rounded = std::bit_cast<std::uint32_t>(magnitude) + 0xFFFU +
+                                (std::bit_cast<std::uint32_t>(magnitude) >> 13 & 1U);
   return static_cast<std::uint16_t>(sign | ((rounded >> 13) - ((127U - 15U) << 10)));
 }
 

@@ -144,8 +144,7 @@ Mask Mask::chunk(std::int64_t size) {
   return Mask(make_node(IntervalMask{IntervalMask::kUnbounded, 0, size}));
 }
 
-Mask Mask::lazy(std::int64_t heads, std::int64_t query_seq, std::int64_t key_seq,
-                TileFiller fill) {
+Mask Mask::lazy(std::int64_t heads, std::int64_t query_seq, std::int64_t key_seq, TileFiller fill) {
   if (heads < 1 || query_seq < 0 || key_seq < 0) {
     invalid("mask: expected shape [heads >= 1, query_seq >= 0, key_seq >= 0], got [" +
             std::to_string(heads) + ", " + std::to_string(query_seq) + ", " +
@@ -155,8 +154,8 @@ Mask Mask::lazy(std::int64_t heads, std::int64_t query_seq, std::int64_t key_seq
   return Mask(make_node(MaskNode::Lazy{{heads, query_seq, key_seq}, std::move(fill)}));
 }
 
-Mask Mask::dense(std::span<const std::uint8_t> visible, std::int64_t heads,
-                 std::int64_t query_seq, std::int64_t key_seq) {
+Mask Mask::dense(std::span<const std::uint8_t> visible, std::int64_t heads, std::int64_t query_seq,
+                 std::int64_t key_seq) {
   std::int64_t count = 0;
   const bool overflow = heads < 1 || query_seq < 0 || key_seq < 0 ||
                         __builtin_mul_overflow(heads, query_seq, &count) ||
@@ -168,16 +167,16 @@ Mask Mask::dense(std::span<const std::uint8_t> visible, std::int64_t heads,
   }
   auto bits = std::make_shared<std::vector<bool>>(visible.size());
   for (std::size_t i = 0; i < visible.size(); ++i) (*bits)[i] = visible[i] != 0;
-  return lazy(heads, query_seq, key_seq,
-              [bits, query_seq, key_seq](std::int64_t head, Range rows, Range keys,
-                                         std::uint8_t* tile) {
-                for (std::int64_t q = rows.begin; q < rows.end; ++q) {
-                  const std::int64_t row = (head * query_seq + q) * key_seq;
-                  for (std::int64_t k = keys.begin; k < keys.end; ++k) {
-                    *tile++ = (*bits)[static_cast<std::size_t>(row + k)] ? 1 : 0;
-                  }
-                }
-              });
+  return lazy(
+      heads, query_seq, key_seq,
+      [bits, query_seq, key_seq](std::int64_t head, Range rows, Range keys, std::uint8_t* tile) {
+        for (std::int64_t q = rows.begin; q < rows.end; ++q) {
+          const std::int64_t row = (head * query_seq + q) * key_seq;
+          for (std::int64_t k = keys.begin; k < keys.end; ++k) {
+            *tile++ = (*bits)[static_cast<std::size_t>(row + k)] ? 1 : 0;
+          }
+        }
+      });
 }
 
 Mask operator&(const Mask& a, const Mask& b) {

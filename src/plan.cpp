@@ -51,8 +51,7 @@ void check_sizes(const Problem& p) {
   require_addressable("out", {p.batch, p.query_seq, p.query_heads, p.value_dim});
   const DType t = p.dtype;
   if (t == DType::kFloat64) {
-    throw Error(ErrorCode::kUnsupported,
-                "query: dtype f64 is not supported; use f32, bf16 or f16");
+    throw Error(ErrorCode::kUnsupported, "query: dtype f64 is not supported; use f32, bf16 or f16");
   }
   if (t != DType::kFloat32 && t != DType::kBFloat16 && t != DType::kFloat16) {
     invalid("query", "dtype f32, bf16 or f16", name(t));
@@ -132,7 +131,8 @@ BlockLayout Plan::block_layout(int owner) const {
   const std::int64_t rows = key_rows(owner).size();
   const std::int64_t width = size_of(problem_.dtype);
   BlockLayout block;
-  block.value = align(bytes_of({problem_.batch, rows, problem_.kv_heads, problem_.head_dim, width}));
+  block.value =
+      align(bytes_of({problem_.batch, rows, problem_.kv_heads, problem_.head_dim, width}));
   block.ids = block.value +
               align(bytes_of({problem_.batch, rows, problem_.kv_heads, problem_.value_dim, width}));
   block.positions =

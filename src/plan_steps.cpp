@@ -12,8 +12,8 @@ namespace {
 
 /// One shard's part of the global data, and its schedule tables.
 struct ShardData {
-  std::vector<std::int32_t> ids;          // [B, rows]
-  std::vector<std::int64_t> positions;    // [rows]
+  std::vector<std::int32_t> ids;        // [B, rows]
+  std::vector<std::int64_t> positions;  // [rows]
   std::vector<SegmentBounds> bounds;
   std::vector<Range> spans;
 
@@ -79,9 +79,7 @@ void add_traffic(const Plan& plan, Pass pass, const Route& route, std::size_t s,
   if (step.offset == 0) return;
   const int direction = step.offset > 0 ? 1 : -1;
   const int world = plan.world();
-  const auto owner_of = [&](int offset) {
-    return ((route.rank - offset) % world + world) % world;
-  };
+  const auto owner_of = [&](int offset) { return ((route.rank - offset) % world + world) % world; };
   bool sends = step.sends;
   if (step.sends) {
     const int block = owner_of(step.offset - direction);
@@ -103,12 +101,11 @@ LiveMatrix Plan::live_matrix(const GlobalData& data) const {
   LiveMatrix live(world_);
   for (int q = 0; q < world_; ++q) {
     for (int k = 0; k < world_; ++k) {
-      const bool rows =
-          problem_.batch > 0 && query_rows(q).size() > 0 && key_rows(k).size() > 0;
-      live.set(q, k,
-               rows && (options_.explicit_positions ||
-                        pair_schedule(Pass::kForward, q, k)
-                            .live(problem_.batch, problem_.query_heads)));
+      const bool rows = problem_.batch > 0 && query_rows(q).size() > 0 && key_rows(k).size() > 0;
+      live.set(
+          q, k,
+          rows && (options_.explicit_positions ||
+                   pair_schedule(Pass::kForward, q, k).live(problem_.batch, problem_.query_heads)));
     }
   }
   if (data.q_segment_ids != nullptr || data.q_positions != nullptr) {

@@ -8,9 +8,12 @@
 
 namespace ringattn {
 
-TravellingBlocks::TravellingBlocks(Communicator& ring, const Plan& plan,
-                                   const Workspace& workspace, Stream stream)
-    : ring_(ring), plan_(plan), workspace_(workspace), stream_(stream),
+TravellingBlocks::TravellingBlocks(Communicator& ring, const Plan& plan, const Workspace& workspace,
+                                   Stream stream)
+    : ring_(ring),
+      plan_(plan),
+      workspace_(workspace),
+      stream_(stream),
       here_(workspace.own_block) {}
 
 void TravellingBlocks::depart(const Step& next) {
@@ -56,8 +59,13 @@ void TravellingBlocks::abandon() noexcept {
 TravellingSums::TravellingSums(Communicator& ring, const Plan& plan, const Backend& backend,
                                const Route& route, const Workspace& workspace, Executor& executor,
                                Stream stream)
-    : ring_(ring), plan_(plan), backend_(backend), route_(route), workspace_(workspace),
-      executor_(executor), stream_(stream) {}
+    : ring_(ring),
+      plan_(plan),
+      backend_(backend),
+      route_(route),
+      workspace_(workspace),
+      executor_(executor),
+      stream_(stream) {}
 
 std::span<std::byte> TravellingSums::part(std::size_t s) {
   const Step& step = route_.steps[s];

@@ -23,8 +23,7 @@ struct Traffic {
 /// Keys and values on their way round the ring, both ways from this rank's own block.
 class TravellingBlocks {
  public:
-  TravellingBlocks(Communicator& ring, const Plan& plan, const Workspace& workspace,
-                   Stream stream);
+  TravellingBlocks(Communicator& ring, const Plan& plan, const Workspace& workspace, Stream stream);
 
   /// Starts the transfer that brings next.owner's block here.
   void depart(const Step& next);

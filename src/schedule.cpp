@@ -141,7 +141,8 @@ TileKind PairSchedule::exact_kind(std::int64_t batch, std::int64_t head, std::in
 }
 
 bool PairSchedule::live(std::int64_t batch, std::int64_t heads) const {
-  const std::int64_t rows = query_segments.ids == nullptr ? std::min<std::int64_t>(batch, 1) : batch;
+  const std::int64_t rows =
+      query_segments.ids == nullptr ? std::min<std::int64_t>(batch, 1) : batch;
   const std::int64_t planes = bitmap == nullptr ? 1 : std::min(heads, bitmap->heads());
   TileBits bits;
   for (std::int64_t b = 0; b < rows; ++b) {

@@ -8,7 +8,8 @@ namespace {
 void require_rank4(const char* argument, const ConstTensorView& view) {
   if (view.rank == 4) return;
   throw Error(ErrorCode::kInvalidArgument,
-              std::string(argument) + ": expected 4 dimensions [batch, seq, heads, head_dim], got " +
+              std::string(argument) +
+                  ": expected 4 dimensions [batch, seq, heads, head_dim], got " +
                   (view.present() ? std::to_string(view.rank) : "no tensor"));
 }
 

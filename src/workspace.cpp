@@ -15,7 +15,8 @@ void carve_schedule(const Plan& plan, Pass pass, Carver& carver, Workspace& w) {
   const std::int64_t query_tiles = Tiling{queries, plan.tiles(pass).queries, nullptr}.count();
   std::int64_t key_tiles = 0;
   for (int r = 0; r < plan.world(); ++r) {
-    key_tiles = std::max(key_tiles, Tiling{plan.key_rows(r), plan.tiles(pass).keys, nullptr}.count());
+    key_tiles =
+        std::max(key_tiles, Tiling{plan.key_rows(r), plan.tiles(pass).keys, nullptr}.count());
   }
   if (plan.options().segment_ids) {
     w.query_ids = carver.take_array<std::int32_t>(batch * queries.size());

@@ -38,19 +38,19 @@ class Carver {
 
 /// The pieces of one pass on one rank. Empty where the pass, the ring or the options need none.
 struct Workspace {
-  std::int32_t* query_ids = nullptr;            // [B, Sq_local]
-  std::int64_t* query_positions = nullptr;      // [Sq_local]
-  SegmentBounds* query_bounds = nullptr;        // [B, query tiles]
-  SegmentBounds* key_bounds = nullptr;          // [B, key tiles of the largest shard]
-  Range* query_spans = nullptr;                 // [query tiles]
-  Range* key_spans = nullptr;                   // [key tiles of the largest shard]
-  std::span<std::byte> own_block;               // this rank's K, V, ids, positions
-  std::span<std::byte> received_blocks[2];      // unless the ring hands over memory
-  std::span<std::byte> own_sums;                // dK, dV of this rank's block
-  std::span<std::byte> parts[2];                // a step's part of another block's dK, dV
-  std::span<std::byte> received_sums;           // unless the ring hands over memory
-  std::span<std::byte> returned_sums[2];        // from the ends of the two directions
-  std::span<std::byte> table;                   // one record per rank: summaries, sink gradients
+  std::int32_t* query_ids = nullptr;        // [B, Sq_local]
+  std::int64_t* query_positions = nullptr;  // [Sq_local]
+  SegmentBounds* query_bounds = nullptr;    // [B, query tiles]
+  SegmentBounds* key_bounds = nullptr;      // [B, key tiles of the largest shard]
+  Range* query_spans = nullptr;             // [query tiles]
+  Range* key_spans = nullptr;               // [key tiles of the largest shard]
+  std::span<std::byte> own_block;           // this rank's K, V, ids, positions
+  std::span<std::byte> received_blocks[2];  // unless the ring hands over memory
+  std::span<std::byte> own_sums;            // dK, dV of this rank's block
+  std::span<std::byte> parts[2];            // a step's part of another block's dK, dV
+  std::span<std::byte> received_sums;       // unless the ring hands over memory
+  std::span<std::byte> returned_sums[2];    // from the ends of the two directions
+  std::span<std::byte> table;               // one record per rank: summaries, sink gradients
   std::span<std::byte> backend;
 };
 

@@ -34,10 +34,14 @@ namespace {
 /// q, k, v, dout and room for results; 2 query heads on 1 kv head.
 struct Tensors {
   explicit Tensors(std::int64_t seq)
-      : q(DType::kFloat32, {1, seq, 2, 8}), k(DType::kFloat32, {1, seq, 1, 8}),
-        v(DType::kFloat32, {1, seq, 1, 8}), dout(DType::kFloat32, {1, seq, 2, 8}),
-        out(DType::kFloat32, {1, seq, 2, 8}), lse(DType::kFloat32, {1, 2, seq}),
-        dq(DType::kFloat32, {1, seq, 2, 8}), dk(DType::kFloat32, {1, seq, 1, 8}),
+      : q(DType::kFloat32, {1, seq, 2, 8}),
+        k(DType::kFloat32, {1, seq, 1, 8}),
+        v(DType::kFloat32, {1, seq, 1, 8}),
+        dout(DType::kFloat32, {1, seq, 2, 8}),
+        out(DType::kFloat32, {1, seq, 2, 8}),
+        lse(DType::kFloat32, {1, 2, seq}),
+        dq(DType::kFloat32, {1, seq, 2, 8}),
+        dk(DType::kFloat32, {1, seq, 1, 8}),
         dv(DType::kFloat32, {1, seq, 1, 8}) {
     for (HostTensor* t : {&q, &k, &v, &dout}) {
       for (std::int64_t i = 0; i < t->elements(); ++i) {
@@ -98,8 +102,8 @@ TEST(Api, NothingIsAllocatedAfterConstructionWithAGivenWorkspace) {
   const std::size_t bytes =
       std::max(attention.forward_workspace_bytes(), attention.backward_workspace_bytes());
   HostTensor room(DType::kBool, {static_cast<std::int64_t>(bytes) + 64});
-  auto* aligned = reinterpret_cast<std::byte*>(
-      (reinterpret_cast<std::uintptr_t>(room.data()) + 63) / 64 * 64);
+  auto* aligned =
+      reinterpret_cast<std::byte*>((reinterpret_cast<std::uintptr_t>(room.data()) + 63) / 64 * 64);
   attention.forward(t.forward(), {aligned, bytes});  // starts the shared pool's threads
   const std::int64_t before = allocations;
   attention.forward(t.forward(), {aligned, bytes});
@@ -115,8 +119,8 @@ TEST(Api, WritesNothingOutsideTheWorkspace) {
   RingAttention attention(problem_of(100));
   const std::size_t bytes = attention.backward_workspace_bytes();
   std::vector<std::byte> room(bytes + 256, std::byte{0xA5});
-  auto* aligned = reinterpret_cast<std::byte*>(
-      (reinterpret_cast<std::uintptr_t>(room.data()) + 63) / 64 * 64);
+  auto* aligned =
+      reinterpret_cast<std::byte*>((reinterpret_cast<std::uintptr_t>(room.data()) + 63) / 64 * 64);
   attention.forward(t.forward());
   attention.backward(t.backward(), {aligned, bytes});
   for (std::byte* p = aligned + bytes; p < room.data() + room.size(); ++p) {
@@ -128,10 +132,13 @@ TEST(Api, RefusesSmallAndMisalignedWorkspaces) {
   Tensors t(64);
   RingAttention attention(problem_of(64));
   std::vector<std::byte> room(attention.forward_workspace_bytes() + 128);
-  auto* aligned = reinterpret_cast<std::byte*>(
-      (reinterpret_cast<std::uintptr_t>(room.data()) + 63) / 64 * 64);
-  const auto text = message_of([&] { attention.forward(t.forward(), {aligned, 64}); },
-                               ErrorCode::kInvalidArgument);
+  auto* aligned =
+      reinterpret_cast<std::byte*>((reinterpret_cast<std::uintptr_t>(room.data()) + 63) / 64 * 64);
+  const auto text = message_of(
+      [&] {
+        attention.forward(t.forward(), {aligned, 64});
+      },
+      ErrorCode::kInvalidArgument);
   EXPECT_NE(text.find("workspace: expected"), std::string::npos) << text;
   EXPECT_NE(text.find("got 64"), std::string::npos) << text;
   const auto shifted = message_of(
@@ -151,8 +158,10 @@ TEST(Api, OneCallEqualsThePlannedOne) {
   attention_planned.backward(planned.backward());
   attention(once.forward(), options);
   attention_backward(once.backward(), options);
-  for (const auto& [a, b] : {std::pair{&planned.out, &once.out}, {&planned.dq, &once.dq},
-                             {&planned.dk, &once.dk}, {&planned.dv, &once.dv}}) {
+  for (const auto& [a, b] : {std::pair{&planned.out, &once.out},
+                             {&planned.dq, &once.dq},
+                             {&planned.dk, &once.dk},
+                             {&planned.dv, &once.dv}}) {
     EXPECT_TRUE(std::equal(a->data(), a->data() + a->size_bytes(), b->data()));
   }
 }

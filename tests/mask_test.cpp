@@ -134,8 +134,8 @@ void expect_compiled(const Mask& mask, std::int64_t heads, std::int64_t sq, std:
   for (std::int64_t h = 0; h < heads; ++h) {
     for (std::int64_t q = 0; q < sq; ++q) {
       for (std::int64_t k = 0; k < sk; ++k) {
-        const bool seen = c.interval.visible(q, k) &&
-                          (c.bitmap == nullptr || c.bitmap->visible(h, q, k));
+        const bool seen =
+            c.interval.visible(q, k) && (c.bitmap == nullptr || c.bitmap->visible(h, q, k));
         ASSERT_EQ(seen, mask(h, q, k)) << mask.to_string() << " at " << h << " " << q << " " << k;
         if (c.bitmap != nullptr) {
           ASSERT_EQ((c.bitmap->row(h, q, k) & 1) != 0, c.bitmap->visible(h, q, k));

@@ -78,8 +78,7 @@ TEST(Plan, RefusesEveryBadArgumentByName) {
        },
        unsupported, "backend: none takes this problem: cpu: head_dim 600 is above 512; "},
       {[](Problem&, Options& o) { o.mask = Mask::dense(std::vector<std::uint8_t>(6), 1, 2, 3); },
-       invalid,
-       "mask: expected shape [4, 16, 16] or [1, 16, 16] (global lengths), got [1, 2, 3]"},
+       invalid, "mask: expected shape [4, 16, 16] or [1, 16, 16] (global lengths), got [1, 2, 3]"},
   };
   for (const Refusal& r : refusals) {
     Problem p = problem_of();
@@ -147,11 +146,12 @@ std::size_t formula(const Plan& plan, Pass pass, int threads) {
   const std::int64_t n = plan.tiles(pass).keys;
   const std::int64_t d = p.head_dim;
   const std::int64_t v = p.value_dim;
-  const std::size_t record = static_cast<std::size_t>(std::max<std::int64_t>(
-      32 + 24 * p.batch, 8 * p.query_heads));
+  const std::size_t record =
+      static_cast<std::size_t>(std::max<std::int64_t>(32 + 24 * p.batch, 8 * p.query_heads));
 
   std::size_t bytes = 0;
-  if (ring) bytes += a64(p.batch * sk * p.kv_heads * d * w) + a64(p.batch * sk * p.kv_heads * v * w);
+  if (ring)
+    bytes += a64(p.batch * sk * p.kv_heads * d * w) + a64(p.batch * sk * p.kv_heads * v * w);
   bytes += (record * static_cast<std::size_t>(plan.world()) + 63) / 64 * 64;
   const auto sums = [&](std::int64_t rows) {
     return a64(p.batch * rows * p.kv_heads * d * 4) + a64(p.batch * rows * p.kv_heads * v * 4);

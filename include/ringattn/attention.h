@@ -41,18 +41,18 @@ struct TileHint {
 
 /// How it is computed, equal on every rank.
 struct Options {
-  Mask mask;                               // on global positions
-  Layout layout = Layout::kContiguous;     // which rows this rank's tensors hold
-  std::optional<float> softmax_scale;      // default head_dim ** -0.5
-  std::optional<float> logits_soft_cap;    // cap * tanh(x / cap), after scale, before mask
-  bool segment_ids = false;                // q_segment_ids / kv_segment_ids will be passed
-  bool explicit_positions = false;         // q_positions / kv_positions will be passed
-  TileHint forward_tiles;                  // fwd_params
-  TileHint backward_tiles;                 // bwd_params
-  bool fused_backward = false;             // hint: one backward pass instead of two
-  bool deterministic = false;              // the CPU always is
-  std::string backend = "auto";            // "auto", "reference", "cpu", "cpu:<instruction set>"
-  std::shared_ptr<Executor> executor;      // none: default_executor()
+  Mask mask;                             // on global positions
+  Layout layout = Layout::kContiguous;   // which rows this rank's tensors hold
+  std::optional<float> softmax_scale;    // default head_dim ** -0.5
+  std::optional<float> logits_soft_cap;  // cap * tanh(x / cap), after scale, before mask
+  bool segment_ids = false;              // q_segment_ids / kv_segment_ids will be passed
+  bool explicit_positions = false;       // q_positions / kv_positions will be passed
+  TileHint forward_tiles;                // fwd_params
+  TileHint backward_tiles;               // bwd_params
+  bool fused_backward = false;           // hint: one backward pass instead of two
+  bool deterministic = false;            // the CPU always is
+  std::string backend = "auto";          // "auto", "reference", "cpu", "cpu:<instruction set>"
+  std::shared_ptr<Executor> executor;    // none: default_executor()
 };
 
 /// This rank's shards; S_local = positions(layout, S, world, rank).size(). Absent views are
@@ -76,15 +76,15 @@ struct BackwardArgs {
   ConstTensorView q_segment_ids, kv_segment_ids;
   ConstTensorView q_positions, kv_positions;
   ConstTensorView sinks;
-  ConstTensorView out;     // as the forward wrote it
-  ConstTensorView lse;     // as the forward wrote it; required
-  ConstTensorView dout;    // [B, Sq_local, H, Dv]
-  ConstTensorView dlse;    // [B, H, Sq_local] f32, the gradient of lse; optional
-  TensorView dquery;       // shape of query, in the problem's dtype or f32
-  TensorView dkey;         // shape of key
-  TensorView dvalue;       // shape of value
-  TensorView dsinks;       // shape of sinks, f32; required with sinks. Summed over the whole ring
-                           // and equal on every rank
+  ConstTensorView out;   // as the forward wrote it
+  ConstTensorView lse;   // as the forward wrote it; required
+  ConstTensorView dout;  // [B, Sq_local, H, Dv]
+  ConstTensorView dlse;  // [B, H, Sq_local] f32, the gradient of lse; optional
+  TensorView dquery;     // shape of query, in the problem's dtype or f32
+  TensorView dkey;       // shape of key
+  TensorView dvalue;     // shape of value
+  TensorView dsinks;     // shape of sinks, f32; required with sinks. Summed over the whole ring
+                         // and equal on every rank
 };
 
 /// Tiles of all pairs of shards: visited includes full; visited + skipped is all of them.

@@ -66,8 +66,7 @@ struct IntervalMask {
     if (chunk > 0) {
       const std::int64_t index = floor_div(q, chunk);
       // The first chunk of the int64 line may begin before it, the last may end after it.
-      const std::int64_t begin =
-          index < INT64_MIN / chunk ? INT64_MIN : index * chunk;
+      const std::int64_t begin = index < INT64_MIN / chunk ? INT64_MIN : index * chunk;
       keys = intersect(keys, {begin, saturating_add(begin, chunk)});
     }
     return keys;
@@ -130,8 +129,8 @@ class Mask {
                     std::int64_t query_seq, std::int64_t key_seq);
 
   /// Writes `visible[(q - rows.begin) * keys.size() + (k - keys.begin)]` (0 or 1) for one head.
-  using TileFiller = std::function<void(std::int64_t head, Range rows, Range keys,
-                                        std::uint8_t* visible)>;
+  using TileFiller =
+      std::function<void(std::int64_t head, Range rows, Range keys, std::uint8_t* visible)>;
 
   /// A mask that is asked tile by tile, never for all of it at once; what a mask_builder gives.
   static Mask lazy(std::int64_t heads, std::int64_t query_seq, std::int64_t key_seq,

@@ -74,8 +74,12 @@ struct BasicTensorView {
   /// A view of mutable memory reads as a view of constant memory.
   template <class Other, class = std::enable_if_t<std::is_void_v<Other> && std::is_const_v<Void>>>
   constexpr BasicTensorView(const BasicTensorView<Other>& other)  // NOLINT(google-explicit-*)
-      : data(other.data), dtype(other.dtype), rank(other.rank), shape(other.shape),
-        strides(other.strides), device(other.device) {}
+      : data(other.data),
+        dtype(other.dtype),
+        rank(other.rank),
+        shape(other.shape),
+        strides(other.strides),
+        device(other.device) {}
 
   constexpr bool present() const noexcept { return rank >= 0; }
   constexpr std::int64_t dim(int d) const noexcept { return shape[static_cast<std::size_t>(d)]; }

@@ -94,10 +94,10 @@ class LocalCommunicator final : public Communicator {
       transfer.received->taken = true;
     }
     if (transfer.received->data.size() != transfer.expected) {
-      throw Error(ErrorCode::kCommunication,
-                  "rank " + std::to_string(transfer.from) + " sent " +
-                      std::to_string(transfer.received->data.size()) + " bytes, rank " +
-                      std::to_string(rank_) + " expected " + std::to_string(transfer.expected));
+      throw Error(ErrorCode::kCommunication, "rank " + std::to_string(transfer.from) + " sent " +
+                                                 std::to_string(transfer.received->data.size()) +
+                                                 " bytes, rank " + std::to_string(rank_) +
+                                                 " expected " + std::to_string(transfer.expected));
     }
     return transfer.received->data;
   }
@@ -135,7 +135,9 @@ class LocalCommunicator final : public Communicator {
     std::size_t expected = 0;
   };
 
-  int peer(int offset) const { return ((rank_ + offset) % ring_->size + ring_->size) % ring_->size; }
+  int peer(int offset) const {
+    return ((rank_ + offset) % ring_->size + ring_->size) % ring_->size;
+  }
 
   /// Waits for `done`, which rank `other` brings about, or for an abort. A deadline missed, or a
   /// rank that has left without doing so, is an abort by this rank.

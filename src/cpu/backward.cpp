@@ -71,8 +71,7 @@ Pieces carve(const Plan& plan, Carver& carver) {
   const Problem& p = plan.problem();
   const Positions queries = plan.query_rows(plan.rank());
   const std::int64_t heads = p.batch * p.query_heads;
-  const std::int64_t tiles =
-      Tiling{queries, plan.tiles(Pass::kBackward).queries, nullptr}.count();
+  const std::int64_t tiles = Tiling{queries, plan.tiles(Pass::kBackward).queries, nullptr}.count();
   Pieces w{};
   w.dquery = carver.take_array<float>(heads * queries.size() * padded(p.head_dim));
   w.lse = carver.take_array<float>(heads * queries.size());
@@ -86,8 +85,7 @@ Pieces carve(const Plan& plan, Carver& carver) {
   return w;
 }
 
-const std::byte* rows_at(const ConstTensorView& v, std::int64_t b, std::int64_t i,
-                         std::int64_t h) {
+const std::byte* rows_at(const ConstTensorView& v, std::int64_t b, std::int64_t i, std::int64_t h) {
   return static_cast<const std::byte*>(v.data) + offset(v, b, i, h) * size_of(v.dtype);
 }
 
@@ -145,10 +143,19 @@ class Task {
  public:
   Task(const BackwardStep& step, const Pieces& pieces, const Scratch& scratch,
        const KernelTable& kernels, std::int64_t bg, std::int64_t j)
-      : step_(step), p_(step.plan.problem()), w_(pieces), x_(scratch), k_(kernels),
-        shape_(step.plan.tiles(Pass::kBackward)), stride_(score_stride(shape_)),
-        d_(padded(p_.head_dim)), v_(padded(p_.value_dim)), b_(bg / p_.kv_heads),
-        g_(bg % p_.kv_heads), j_(j), keys_(step.schedule.keys[j]) {}
+      : step_(step),
+        p_(step.plan.problem()),
+        w_(pieces),
+        x_(scratch),
+        k_(kernels),
+        shape_(step.plan.tiles(Pass::kBackward)),
+        stride_(score_stride(shape_)),
+        d_(padded(p_.head_dim)),
+        v_(padded(p_.value_dim)),
+        b_(bg / p_.kv_heads),
+        g_(bg % p_.kv_heads),
+        j_(j),
+        keys_(step.schedule.keys[j]) {}
 
   void run(PassCounts& counts) {
     load_keys();
@@ -175,10 +182,10 @@ class Task {
     const auto* key = rows_at(step_.key, b_, keys_.row, g_);
     const auto* value = rows_at(step_.value, b_, keys_.row, g_);
     const std::int64_t key_row = step_.key.stride(1);
-    k_.widen_transposed({from, key, key_row, keys_.rows, p_.head_dim, 1.0F, x_.keys_t,
-                         p_.head_dim});
-    keys_finite_ = k_.widen({from, key, key_row, keys_.rows, p_.head_dim, 1.0F, x_.keys,
-                             shape_.keys});
+    k_.widen_transposed(
+        {from, key, key_row, keys_.rows, p_.head_dim, 1.0F, x_.keys_t, p_.head_dim});
+    keys_finite_ =
+        k_.widen({from, key, key_row, keys_.rows, p_.head_dim, 1.0F, x_.keys, shape_.keys});
     k_.widen_transposed({from, value, step_.value.stride(1), keys_.rows, p_.value_dim, 1.0F,
                          x_.values_t, p_.value_dim});
     std::fill_n(x_.dkey, keys_.rows * d_, 0.0F);
@@ -226,9 +233,9 @@ class Task {
     queries_finite_ =
         k_.widen({format(p_.dtype), rows_at(step_.query, b_, tile.row, h), step_.query.stride(1),
                   tile.rows, p_.head_dim, step_.plan.scale() * unit, x_.query, tile.rows});
-    dout_finite_ = k_.widen({format(p_.dtype), rows_at(step_.dout, b_, tile.row, h),
-                             step_.dout.stride(1), tile.rows, p_.value_dim, 1.0F, x_.dout,
-                             tile.rows});
+    dout_finite_ =
+        k_.widen({format(p_.dtype), rows_at(step_.dout, b_, tile.row, h), step_.dout.stride(1),
+                  tile.rows, p_.value_dim, 1.0F, x_.dout, tile.rows});
   }
 
   /// P and dS of one tile.
@@ -249,15 +256,14 @@ class Task {
     add_transposed(x_.dp, x_.query, tile.rows, p_.head_dim, x_.dkey, d_, bits, queries_finite_);
   }
 
-  void add_transposed(const float* weights, const float* x, std::int64_t rows,
-                      std::int64_t columns, float* out, std::int64_t out_row, const TileBits* bits,
-                      bool finite) {
+  void add_transposed(const float* weights, const float* x, std::int64_t rows, std::int64_t columns,
+                      float* out, std::int64_t out_row, const TileBits* bits, bool finite) {
     if (bits != nullptr && !finite) {
       careful_product_transposed(
           {weights, stride_, *bits, rows, keys_.rows, x, rows, columns, out, out_row});
     } else {
-      k_.product({weights, 1, stride_, kPanel * stride_, x, rows * kPanel, out, out_row,
-                  keys_.rows, padded(columns), rows, true});
+      k_.product({weights, 1, stride_, kPanel * stride_, x, rows * kPanel, out, out_row, keys_.rows,
+                  padded(columns), rows, true});
     }
   }
 
@@ -268,8 +274,8 @@ class Task {
       careful_product({x_.dp, stride_, *bits, tile.rows, keys_.rows, x_.keys, shape_.keys,
                        p_.head_dim, out, d_});
     } else {
-      k_.product({x_.dp, stride_, 1, kPanel, x_.keys, shape_.keys * kPanel, out, d_, tile.rows,
-                  d_, keys_.rows, true});
+      k_.product({x_.dp, stride_, 1, kPanel, x_.keys, shape_.keys * kPanel, out, d_, tile.rows, d_,
+                  keys_.rows, true});
     }
   }
 

@@ -79,8 +79,7 @@ Format format(DType dtype) {
   return dtype == DType::kFloat16 ? Format::kFloat16 : Format::kFloat32;
 }
 
-void narrow(const float* x, std::int64_t n, float factor, const TensorView& out,
-            std::int64_t at) {
+void narrow(const float* x, std::int64_t n, float factor, const TensorView& out, std::int64_t at) {
   if (out.dtype == DType::kFloat32) {
     auto* to = static_cast<float*>(out.data) + at;
     for (std::int64_t d = 0; d < n; ++d) to[d] = x[d] * factor;

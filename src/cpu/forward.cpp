@@ -17,11 +17,11 @@ namespace {
 
 /// The pieces of StepContext::workspace.
 struct Pieces {
-  float* acc;         // [B, H, Sq, padded Dv], between steps
-  float* max;         // [B, H, Sq]
-  float* sum;         // [B, H, Sq]
-  float* keys;        // [B, G, key tiles] of transposed panels
-  float* values;      // [B, G, key tiles] of panels
+  float* acc;            // [B, H, Sq, padded Dv], between steps
+  float* max;            // [B, H, Sq]
+  float* sum;            // [B, H, Sq]
+  float* keys;           // [B, G, key tiles] of transposed panels
+  float* values;         // [B, G, key tiles] of panels
   std::uint8_t* finite;  // [B, G, key tiles]: all values are finite
   std::byte* scratch;
   std::size_t scratch_bytes;
@@ -43,8 +43,8 @@ std::int64_t score_stride(const TileShape& tile) { return padded(tile.keys) + kP
 std::int64_t key_tiles(const Plan& plan) {
   std::int64_t most = 0;
   for (int r = 0; r < plan.world(); ++r) {
-    most = std::max(most,
-                    Tiling{plan.key_rows(r), plan.tiles(Pass::kForward).keys, nullptr}.count());
+    most =
+        std::max(most, Tiling{plan.key_rows(r), plan.tiles(Pass::kForward).keys, nullptr}.count());
   }
   return most;
 }
@@ -106,8 +106,8 @@ void pack(const ForwardStep& step, const Pieces& w, const KernelTable& k) {
     };
     k.widen_transposed({from, at(step.key), step.key.stride(1), tile.rows, p.head_dim, 1.0F,
                         w.keys + n * key_panel(step.plan), p.head_dim});
-    w.finite[n] = k.widen({from, at(step.value), step.value.stride(1), tile.rows, p.value_dim,
-                           1.0F, w.values + n * value_panel(step.plan), tiles.size})
+    w.finite[n] = k.widen({from, at(step.value), step.value.stride(1), tile.rows, p.value_dim, 1.0F,
+                           w.values + n * value_panel(step.plan), tiles.size})
                       ? 1
                       : 0;
   });
@@ -118,9 +118,16 @@ class Task {
  public:
   Task(const ForwardStep& step, const Pieces& pieces, const Scratch& scratch,
        const KernelTable& kernels, std::int64_t bh, std::int64_t i)
-      : step_(step), p_(step.plan.problem()), w_(pieces), x_(scratch), k_(kernels),
-        b_(bh / p_.query_heads), h_(bh % p_.query_heads),
-        g_(h_ / (p_.query_heads / p_.kv_heads)), tile_(step.schedule.queries[i]), i_(i),
+      : step_(step),
+        p_(step.plan.problem()),
+        w_(pieces),
+        x_(scratch),
+        k_(kernels),
+        b_(bh / p_.query_heads),
+        h_(bh % p_.query_heads),
+        g_(h_ / (p_.query_heads / p_.kv_heads)),
+        tile_(step.schedule.queries[i]),
+        i_(i),
         width_(padded(p_.value_dim)),
         row_(bh * step.schedule.queries.positions.size() + tile_.row) {}
 
@@ -189,11 +196,11 @@ class Task {
     k_.scale_rows(x_.acc, width_, tile_.rows, width_, x_.factor);
     const float* values = w_.values + n * value_panel(step_.plan);
     if (masked && w_.finite[n] == 0) {
-      careful_product({x_.s, stride, bits, tile_.rows, keys.rows, values, shape.keys,
-                       p_.value_dim, x_.acc, width_});
+      careful_product({x_.s, stride, bits, tile_.rows, keys.rows, values, shape.keys, p_.value_dim,
+                       x_.acc, width_});
     } else {
-      k_.product({x_.s, stride, 1, kPanel, values, shape.keys * kPanel, x_.acc, width_,
-                  tile_.rows, width_, keys.rows, true});
+      k_.product({x_.s, stride, 1, kPanel, values, shape.keys * kPanel, x_.acc, width_, tile_.rows,
+                  width_, keys.rows, true});
     }
   }
 

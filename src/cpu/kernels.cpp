@@ -269,8 +269,15 @@ void test_tanh(const float* x, float* y, std::int64_t n) {
 #define RINGATTN_TEXT2(a) #a
 #define RINGATTN_TEXT(a) RINGATTN_TEXT2(a)
 
-extern const KernelTable RINGATTN_JOIN(kernels_, RINGATTN_ISA) = {
-    RINGATTN_TEXT(RINGATTN_ISA), product, softmax, gradient, widen, widen_transposed,
-    scale_rows, add, test_exp2, test_tanh};
+extern const KernelTable RINGATTN_JOIN(kernels_, RINGATTN_ISA) = {RINGATTN_TEXT(RINGATTN_ISA),
+                                                                  product,
+                                                                  softmax,
+                                                                  gradient,
+                                                                  widen,
+                                                                  widen_transposed,
+                                                                  scale_rows,
+                                                                  add,
+                                                                  test_exp2,
+                                                                  test_tanh};
 
 }  // namespace ringattn::cpu

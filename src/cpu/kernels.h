@@ -34,15 +34,15 @@ struct Product {
 /// A tile of scores on its way to weights. Scores come in as products of scaled queries and keys:
 /// in units of log2 without a soft cap, in natural units with one.
 struct SoftmaxTile {
-  float* s;                    // [rows][stride]; out: weights, 0 where masked and in the padding
+  float* s;  // [rows][stride]; out: weights, 0 where masked and in the padding
   std::int64_t stride;
-  std::int64_t rows, keys;     // keys < padded(keys): the rest is masked
-  const std::uint64_t* bits;   // [rows][words], or null: all visible
+  std::int64_t rows, keys;    // keys < padded(keys): the rest is masked
+  const std::uint64_t* bits;  // [rows][words], or null: all visible
   std::int64_t words;
-  float cap;                   // 0: none
-  float* max;                  // [rows], log2 units, in and out
-  float* sum;                  // [rows], in and out
-  float* factor;               // [rows], out: what the accumulators are to be multiplied by
+  float cap;      // 0: none
+  float* max;     // [rows], log2 units, in and out
+  float* sum;     // [rows], in and out
+  float* factor;  // [rows], out: what the accumulators are to be multiplied by
 };
 
 /// The backward's elementwise pass: P = exp2(s - lse), dS = P * (dP - delta) * slope.

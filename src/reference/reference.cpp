@@ -27,7 +27,8 @@ bool visible(const PairSchedule& s, std::int64_t b, std::int64_t h, std::int64_t
 double dot(const ConstTensorView& a, std::int64_t at, const ConstTensorView& b, std::int64_t bt,
            std::int64_t n) {
   double sum = 0.0;
-  for (std::int64_t d = 0; d < n; ++d) sum += load(a.dtype, a.data, at + d) * load(b.dtype, b.data, bt + d);
+  for (std::int64_t d = 0; d < n; ++d)
+    sum += load(a.dtype, a.data, at + d) * load(b.dtype, b.data, bt + d);
   return sum;
 }
 
@@ -70,7 +71,8 @@ void for_rows(const StepContext& step, const F& f) {
   const std::int64_t seq = step.query.dim(1);
   if (seq == 0) return;
   step.executor.run(p.batch * p.query_heads, [&](std::int64_t bh) {
-    for (std::int64_t i = 0; i < seq; ++i) f(bh / p.query_heads, bh % p.query_heads, i, bh * seq + i);
+    for (std::int64_t i = 0; i < seq; ++i)
+      f(bh / p.query_heads, bh % p.query_heads, i, bh * seq + i);
   });
 }
 
@@ -112,12 +114,12 @@ void finish_row(const ForwardStep& step, const RowState& state, std::int64_t b, 
 
 /// delta_i = dot(out_i, dout_i) - dlse_i. A row that saw nothing has out 0 and does not look at
 /// dout, which may be anything there.
-double delta(const BackwardStep& step, std::int64_t b, std::int64_t h, std::int64_t i,
-             double lse) {
+double delta(const BackwardStep& step, std::int64_t b, std::int64_t h, std::int64_t i, double lse) {
   const std::int64_t dim = step.plan.problem().value_dim;
   const std::int64_t o = offset(step.out, b, i, h);
   const std::int64_t g = offset(step.dout, b, i, h);
-  bool nothing = step.sinks != nullptr && static_cast<float>(step.sinks[h]) == static_cast<float>(lse);
+  bool nothing =
+      step.sinks != nullptr && static_cast<float>(step.sinks[h]) == static_cast<float>(lse);
   for (std::int64_t d = 0; nothing && d < dim; ++d) {
     nothing = load(step.out.dtype, step.out.data, o + d) == 0.0;
   }
@@ -175,16 +177,17 @@ void sink_gradients(const BackwardStep& step, const double* deltas) {
 
 }  // namespace
 
-std::optional<std::string> ReferenceBackend::why_not(const Problem& problem,
-                                                     const Options&) const {
+std::optional<std::string> ReferenceBackend::why_not(const Problem& problem, const Options&) const {
   if (problem.device != Device::kCpu) return "it runs on the CPU only";
   return std::nullopt;
 }
 
 TileShape ReferenceBackend::tiles(const Problem&, const TileHint& hint, Pass) const {
   // Only counts and pictures see these; the arithmetic has no tiles.
-  return {std::clamp<std::int64_t>(hint.q_blocksize > 0 ? hint.q_blocksize : 64, 1, TileBits::kMaxRows),
-          std::clamp<std::int64_t>(hint.kv_blocksize > 0 ? hint.kv_blocksize : 128, 1, TileBits::kMaxKeys)};
+  return {
+      std::clamp<std::int64_t>(hint.q_blocksize > 0 ? hint.q_blocksize : 64, 1, TileBits::kMaxRows),
+      std::clamp<std::int64_t>(hint.kv_blocksize > 0 ? hint.kv_blocksize : 128, 1,
+                               TileBits::kMaxKeys)};
 }
 
 std::size_t ReferenceBackend::workspace_bytes(const Plan& plan, Pass pass) const {

@@ -56,8 +56,8 @@ TEST_P(Kernels, Exp2IsWithinThreeHalfUlpsOverItsRange) {
 
 TEST_P(Kernels, Exp2OfTheEnds) {
   const float inf = std::numeric_limits<float>::infinity();
-  const float x[16] = {0.0F, -0.0F, 1.0F, -1.0F, -inf, -126.0F, -1e30F, std::nanf("1"),
-                       -125.0F, 127.0F, 0.5F, -0.5F, 2.0F, -2.0F, 10.0F, -10.0F};
+  const float x[16] = {0.0F,    -0.0F,  1.0F, -1.0F, -inf, -126.0F, -1e30F, std::nanf("1"),
+                       -125.0F, 127.0F, 0.5F, -0.5F, 2.0F, -2.0F,   10.0F,  -10.0F};
   float y[16];
   table().exp2(x, y, 16);
   EXPECT_EQ(y[0], 1.0F);
@@ -92,8 +92,8 @@ TEST_P(Kernels, WidensEvery16BitValueExactly) {
     std::vector<std::uint16_t> all(1 << 16);
     for (std::size_t i = 0; i < all.size(); ++i) all[i] = static_cast<std::uint16_t>(i);
     std::vector<float> wide(all.size());
-    EXPECT_FALSE(table().widen({format(dtype), all.data(), 16, 1 << 12, 16, 1.0F, wide.data(),
-                                1 << 12}));
+    EXPECT_FALSE(
+        table().widen({format(dtype), all.data(), 16, 1 << 12, 16, 1.0F, wide.data(), 1 << 12}));
     for (std::size_t i = 0; i < all.size(); ++i) {
       const double expected = load(dtype, all.data(), static_cast<std::int64_t>(i));
       if (std::isnan(expected)) {
@@ -143,8 +143,8 @@ TEST_P(Kernels, ProductsEqualPlainLoopsForEveryShapeAndStride) {
           const auto old = c;
           const std::int64_t row = columns ? 1 : 64;
           const std::int64_t step = columns ? 64 : 1;
-          table().product({a.data(), row, step, 16 * step, b.data(), 16 * 64, c.data(), 50, m, n,
-                           depth, true});
+          table().product(
+              {a.data(), row, step, 16 * step, b.data(), 16 * 64, c.data(), 50, m, n, depth, true});
           for (std::int64_t i = 0; i < m; ++i) {
             for (std::int64_t j = 0; j < 50; ++j) {
               const auto at = static_cast<std::size_t>(i * 50 + j);

@@ -40,7 +40,9 @@ std::vector<std::string> on_ring(int n, milliseconds timeout, const Work& work) 
   return errors;
 }
 
-std::span<const std::byte> bytes_of(const std::vector<int>& v) { return std::as_bytes(std::span(v)); }
+std::span<const std::byte> bytes_of(const std::vector<int>& v) {
+  return std::as_bytes(std::span(v));
+}
 
 TEST(LocalRing, HandsOverTheSendersMemory) {
   std::vector<std::vector<int>> data = {{1, 2}, {3, 4}, {5, 6}};
@@ -67,7 +69,8 @@ TEST(LocalRing, KeepsOrderUnderRandomDelays) {
       std::vector<int> buffers[2] = {{0, 0}, {0, 0}};
       Communicator::Ticket open[2] = {-1, -1};
       for (int hop = 0; hop < 6; ++hop) {
-        if (random() % 3 == 0) std::this_thread::sleep_for(std::chrono::microseconds(random() % 60));
+        if (random() % 3 == 0)
+          std::this_thread::sleep_for(std::chrono::microseconds(random() % 60));
         const int offset = hop % 2 == 0 ? 1 : -1;
         auto& out = buffers[hop % 2];
         if (open[hop % 2] >= 0) c.finish(open[hop % 2], {});

@@ -3,8 +3,8 @@
 // different options are refused, counts are what the plan says.
 #include <gtest/gtest.h>
 
-#include <atomic>
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <deque>
 #include <memory>
@@ -224,11 +224,12 @@ TEST(Ring, GradientsReturnToTheirOwnerOverRingsThatCopy) {
         };
         const std::vector<std::string> fine(static_cast<std::size_t>(world));
         ASSERT_EQ(on_ring(world, kPlain, work(a)), fine);
-        ASSERT_EQ(on_ring(world,
-                          [](std::unique_ptr<Communicator> c) {
-                            return std::make_unique<Copying>(std::move(c));
-                          },
-                          work(b)),
+        ASSERT_EQ(on_ring(
+                      world,
+                      [](std::unique_ptr<Communicator> c) {
+                        return std::make_unique<Copying>(std::move(c));
+                      },
+                      work(b)),
                   fine);
         for (std::size_t r = 0; r < a.size(); ++r) {
           const auto same = [](const HostTensor& x, const HostTensor& y) {
@@ -252,8 +253,9 @@ TEST(Ring, DifferentOptionsAreRefusedOnEveryRankBeforeDataMoves) {
     RingAttention attention(c, problem, options);
   });
   for (const std::string& e : errors) {
-    EXPECT_EQ(e, "sliding_window left: expected the same on every rank, got 4 on rank 0 and 5 on "
-                 "rank 1");
+    EXPECT_EQ(e,
+              "sliding_window left: expected the same on every rank, got 4 on rank 0 and 5 on "
+              "rank 1");
   }
 }
 
