@@ -185,6 +185,7 @@ std::vector<std::unique_ptr<Communicator>> make_local_ring(int n,
   }
   auto shared = std::make_shared<Ring>(n, timeout);
   std::vector<std::unique_ptr<Communicator>> ranks;
+  ranks.reserve(static_cast<std::size_t>(n));
   for (int r = 0; r < n; ++r) ranks.push_back(std::make_unique<LocalCommunicator>(shared, r));
   return ranks;
 }

@@ -173,20 +173,13 @@ std::vector<HeaderTensor> parse_safetensors_header(const std::string& file, std:
 
 const char* safetensors_name(DType dtype) {
   switch (dtype) {
-    case DType::kFloat32:
-      return "F32";
-    case DType::kBFloat16:
-      return "BF16";
-    case DType::kFloat16:
-      return "F16";
-    case DType::kFloat64:
-      return "F64";
-    case DType::kInt32:
-      return "I32";
-    case DType::kInt64:
-      return "I64";
-    case DType::kBool:
-      return "BOOL";
+    case DType::kFloat32: return "F32";
+    case DType::kBFloat16: return "BF16";
+    case DType::kFloat16: return "F16";
+    case DType::kFloat64: return "F64";
+    case DType::kInt32: return "I32";
+    case DType::kInt64: return "I64";
+    case DType::kBool: return "BOOL";
   }
   return "?";
 }
