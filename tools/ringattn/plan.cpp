@@ -2,6 +2,7 @@
 // `ringattn plan`: what each rank would compute and send, without computing or sending it.
 #include <fmt/format.h>
 
+#include <filesystem>
 #include <optional>
 #include <span>
 
@@ -86,9 +87,13 @@ Planned from_file(const std::string& path, const Settings& settings) {
   p.kv_ids = take("kv_segment_ids");
   p.q_positions = take("q_positions");
   p.kv_positions = take("kv_positions");
-  p.title = fmt::format("{}: {}{}, {} over {}", path, p.options.mask.to_string(),
-                        p.options.segment_ids ? " with segment ids" : "", name(p.options.layout),
-                        p.ring == 1 ? "one rank" : "a ring of " + std::to_string(p.ring));
+  const bool all = p.options.mask.interval() == IntervalMask{};
+  const std::string mask = !p.options.segment_ids ? p.options.mask.to_string()
+                           : all                  ? "segments"
+                                                  : p.options.mask.to_string() + " & segments";
+  p.title = fmt::format("{}: {}, {}, {}", std::filesystem::path(path).filename().string(), mask,
+                        name(p.options.layout),
+                        p.ring == 1 ? "one rank" : fmt::format("ring of {}", p.ring));
   return p;
 }
 
@@ -102,10 +107,14 @@ std::string subtitle(const Planned& p, const Plan& plan) {
 }
 
 std::string who_sees_whom(const Planned& p) {
-  std::string text = "Who sees whom: " + p.options.mask.to_string();
-  if (p.options.segment_ids)
-    text += p.options.mask.interval() == IntervalMask{} ? ", within a segment"
-                                                        : ", and only within a segment";
+  std::string text = "Who sees whom: ";
+  if (!p.options.segment_ids) {
+    text += p.options.mask.to_string();
+  } else if (p.options.mask.interval() == IntervalMask{}) {
+    text += "each segment itself";
+  } else {
+    text += p.options.mask.to_string() + ", within a segment";
+  }
   const bool rows_differ = p.options.segment_ids && p.problem.batch > 1;
   const auto shape = p.options.mask.shape();
   if (rows_differ) text += fmt::format("; batch row 0 of {}", p.problem.batch);

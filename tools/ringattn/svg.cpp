@@ -3,7 +3,7 @@
 
 #include <fmt/format.h>
 
-#include <iterator>
+#include <cmath>
 
 namespace ringattn::tool {
 namespace {
@@ -96,7 +96,7 @@ Colour mix(Colour a, Colour b, double t) {
 }
 
 std::string hex(Colour c) {
-  const auto byte = [](double x) { return static_cast<int>(x * 255.0 + 0.5); };
+  const auto byte = [](double x) { return std::lround(x * 255.0); };
   return fmt::format("#{:02x}{:02x}{:02x}", byte(c.red), byte(c.green), byte(c.blue));
 }
 
