@@ -2,7 +2,6 @@
 // The command line `ringattn`: picks the command and turns exceptions into one line on stderr and
 // an exit code. It decides nothing else.
 #include <fmt/format.h>
-#include <signal.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -11,6 +10,7 @@
 #include <exception>
 #include <new>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "commands.h"
@@ -30,14 +30,10 @@ constexpr int kInternal = 1;  // like a failed check: the answer cannot be trust
 
 int exit_code(ErrorCode code) {
   switch (code) {
-    case ErrorCode::kInvalidArgument:
-      return kUsage;
-    case ErrorCode::kUnsupported:
-      return kUnsupported;
-    case ErrorCode::kCommunication:
-      return kCommunication;
-    case ErrorCode::kInternal:
-      return kInternal;
+    case ErrorCode::kInvalidArgument: return kUsage;
+    case ErrorCode::kUnsupported: return kUnsupported;
+    case ErrorCode::kCommunication: return kCommunication;
+    case ErrorCode::kInternal: return kInternal;
   }
   return kInternal;
 }
@@ -50,16 +46,11 @@ int fail(int code, std::string message) {
 
 int dispatch(const Settings& settings) {
   switch (settings.command) {
-    case Command::kRun:
-      return run_command(settings);
-    case Command::kCheck:
-      return check_command(settings);
-    case Command::kBench:
-      return bench_command(settings);
-    case Command::kPlan:
-      return plan_command(settings);
-    case Command::kInfo:
-      return info_command(settings);
+    case Command::kRun: return run_command(settings);
+    case Command::kCheck: return check_command(settings);
+    case Command::kBench: return bench_command(settings);
+    case Command::kPlan: return plan_command(settings);
+    case Command::kInfo: return info_command(settings);
   }
   return kInternal;
 }

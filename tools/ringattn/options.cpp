@@ -106,22 +106,6 @@ std::string one_of(const std::string& option, const std::string& text,
   refuse(option, "one of " + names, text);
 }
 
-std::optional<Window> parse_window(const std::string& text) {
-  const auto side = [&](const std::string& part) -> std::optional<std::int64_t> {
-    if (part == "none") return std::nullopt;
-    constexpr const char* kExpected = "W, L,R or none, each at least 0";
-    if (part.empty() || part.find_first_not_of("0123456789") != std::string::npos) {
-      refuse("--sliding-window", kExpected, text);
-    }
-    return parse_integer("--sliding-window", part, 0, kMost);
-  };
-  const std::size_t comma = text.find(',');
-  const auto left = side(text.substr(0, comma));
-  const auto right = comma == std::string::npos ? left : side(text.substr(comma + 1));
-  if (!left && !right) return std::nullopt;
-  return Window(left, right);
-}
-
 void add_mask(Builder& b) {
   b.flag("--causal", &Settings::causal, "query q sees keys k <= q");
   b.value("--sliding-window", "W|L,R", "query q sees keys q-L..q+R; a side may be none",

@@ -38,4 +38,20 @@ double parse_number(const std::string& option, const std::string& text, double l
   return value;
 }
 
+std::optional<Window> parse_window(const std::string& text) {
+  const auto side = [&](const std::string& part) -> std::optional<std::int64_t> {
+    if (part == "none") return std::nullopt;
+    constexpr const char* kExpected = "W, L,R or none, each at least 0";
+    if (part.empty() || part.find_first_not_of("0123456789") != std::string::npos) {
+      refuse("--sliding-window", kExpected, text);
+    }
+    return parse_integer("--sliding-window", part, 0, INT64_MAX);
+  };
+  const std::size_t comma = text.find(',');
+  const auto left = side(text.substr(0, comma));
+  const auto right = comma == std::string::npos ? left : side(text.substr(comma + 1));
+  if (!left && !right) return std::nullopt;
+  return Window(left, right);
+}
+
 }  // namespace ringattn::tool

@@ -4,7 +4,10 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
+
+#include "options.h"
 
 namespace ringattn::tool {
 
@@ -14,6 +17,9 @@ std::int64_t parse_integer(const std::string& option, const std::string& text, s
 
 /// Finite numbers only, between `least` and `most`, both inclusive.
 double parse_number(const std::string& option, const std::string& text, double least, double most);
+
+/// "W", "L,R" or "none"; none if both sides are unbounded.
+std::optional<Window> parse_window(const std::string& text);
 
 /// Throws Error(kInvalidArgument): "--ring: expected E, got 'text'".
 [[noreturn]] void refuse(const std::string& option, const std::string& expected,

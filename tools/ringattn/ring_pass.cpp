@@ -47,7 +47,9 @@ support::RingResult pass_through_ring(const Inputs& inputs, const Settings& sett
   if (settings.grad_f32) ring.grad_dtype = DType::kFloat32;
   ring.timeout = settings.timeout;
   ring.progress = [&](bool backward, int done) {
-    progress.set(backward ? "backward" : "forward ", done, settings.ring);
+    // The last rank's forward begins the backward.
+    const bool next = !backward && settings.backward && done == settings.ring;
+    progress.set(backward || next ? "backward" : "forward ", next ? 0 : done, settings.ring);
   };
   try {
     return support::run_on_ring(inputs.problem, inputs.options, ring_inputs(inputs), ring);
