@@ -32,8 +32,8 @@ void draw_shape(Random& random, Case& c) {
   c.query_heads = c.kv_heads * random.between(1, 3);
   c.head_dim = pick(random, kDims);
   c.value_dim = random.one_in(4) ? pick(random, kDims) : c.head_dim;
-  c.dtype = pick(random, std::array{DType::kFloat32, DType::kFloat32, DType::kBFloat16,
-                                    DType::kFloat16});
+  c.dtype =
+      pick(random, std::array{DType::kFloat32, DType::kFloat32, DType::kBFloat16, DType::kFloat16});
 }
 
 Case::Side draw_side(Random& random, std::int64_t length) {
@@ -57,8 +57,7 @@ void draw_masks(Random& random, Case& c) {
       if (random.one_in(4)) c.chunk = random.between(1, length + 2);
   }
   if (random.one_in(3)) {
-    constexpr std::array kForms = {SegmentForm::kBoth, SegmentForm::kBoth,
-                                   SegmentForm::kPaddedRow};
+    constexpr std::array kForms = {SegmentForm::kBoth, SegmentForm::kBoth, SegmentForm::kPaddedRow};
     c.segments = pick(random, kForms);
     if (c.query_seq == c.key_seq && random.one_in(4)) {
       c.segments = random.one_in(2) ? SegmentForm::kQueryOnly : SegmentForm::kKeyOnly;

@@ -15,9 +15,7 @@ std::string text(float x) {
   return {buffer.data(), result.ptr};
 }
 
-std::string side_text(const Case::Side& side) {
-  return side ? std::to_string(*side) : "none";
-}
+std::string side_text(const Case::Side& side) { return side ? std::to_string(*side) : "none"; }
 
 class Writer {
  public:
@@ -72,8 +70,8 @@ std::string to_string(const Case& c) {
   out.number(true, "sq", c.query_seq);
   out.number(c.key_seq != c.query_seq, "sk", c.key_seq);
   const bool grouped = c.kv_heads != c.query_heads;
-  out.word(true, "h" + std::to_string(c.query_heads) +
-                     (grouped ? "x" + std::to_string(c.kv_heads) : ""));
+  out.word(true,
+           "h" + std::to_string(c.query_heads) + (grouped ? "x" + std::to_string(c.kv_heads) : ""));
   out.number(true, "d", c.head_dim);
   out.number(c.value_dim != c.head_dim, "dv", c.value_dim);
   out.word(true, name(c.dtype));

@@ -28,8 +28,7 @@ constexpr std::size_t kMaxLength = 4096;
 }
 
 /// All of `text` as a number within [low, high].
-bool read_integer(std::string_view text, std::int64_t low, std::int64_t high,
-                  std::int64_t& value) {
+bool read_integer(std::string_view text, std::int64_t low, std::int64_t high, std::int64_t& value) {
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   return error == std::errc() && end == text.data() + text.size() && low <= value &&
          value <= high && text.front() != '-';

@@ -38,8 +38,9 @@ constexpr double kScoreRoundings = 1.0;
 
 // In bf16 and f16 a weight and a result are each rounded once (half an eps each); the naive
 // program may be lucky in one element, and the tensor not. Over a whole tensor luck averages out:
-// the rms allows for so few such elements only.
+// the rms of a small one allows for so few such elements, that of a large one for none.
 constexpr double kUnluckyElements = 4.0;
+constexpr std::int64_t kAverageLuck = 1024;  // elements
 
 double eps_of(DType dtype) {
   switch (dtype) {
@@ -95,15 +96,16 @@ std::string pattern_error(const HostTensor& actual, const HostTensor& truth) {
   return {};
 }
 
-ErrorStats floor_of(const ErrorModel& model, DType result, double largest_value,
-                    std::int64_t n) {
+ErrorStats floor_of(const ErrorModel& model, DType result, double largest_value, std::int64_t n) {
   const double arithmetic =
       kEps32 * ((kFloorRoundings + kScoreRoundings * model.score) * largest_value +
                 kCancelledRoundings * model.magnitude);
   const double coarse = model.rounded_once ? eps_of(model.operands) : eps_of(result);
   const double size = model.independent_rows ? model.magnitude : largest_value;
   const double unlucky = coarse * size + smallest_step(result);
-  const double share = kUnluckyElements / static_cast<double>(std::max<std::int64_t>(n, 1));
+  const double share = n >= kAverageLuck
+                           ? 0.0
+                           : kUnluckyElements / static_cast<double>(std::max<std::int64_t>(n, 1));
   return {arithmetic + unlucky * std::min(1.0, std::sqrt(share)), arithmetic + unlucky};
 }
 
@@ -120,9 +122,9 @@ void judge(Comparison& c) {
   if (c.error.rms <= c.limit.rms && c.error.max <= c.limit.max) return;
   c.ok = false;
   c.message = c.tensor + ": rms error " + number(c.error.rms) + " (limit " + number(c.limit.rms) +
-              "), max " + number(c.error.max) + " (limit " + number(c.limit.max) +
-              "); naive rms " + number(c.naive.rms) + ", max " + number(c.naive.max) +
-              "; largest value " + number(c.magnitude);
+              "), max " + number(c.error.max) + " (limit " + number(c.limit.max) + "); naive rms " +
+              number(c.naive.rms) + ", max " + number(c.naive.max) + "; largest value " +
+              number(c.magnitude);
 }
 
 }  // namespace

@@ -81,8 +81,9 @@ std::string different_bits(const RingResult& a, const RingResult& b) {
   for (const NamedResult& r : kResults) {
     const HostTensor& x = a.*r.member;
     const HostTensor& y = b.*r.member;
-    const bool equal = x.shape() == y.shape() && x.size_bytes() == y.size_bytes() &&
-                       (x.size_bytes() == 0 || std::memcmp(x.data(), y.data(), x.size_bytes()) == 0);
+    const bool equal =
+        x.shape() == y.shape() && x.size_bytes() == y.size_bytes() &&
+        (x.size_bytes() == 0 || std::memcmp(x.data(), y.data(), x.size_bytes()) == 0);
     if (!equal) return r.name;
   }
   return {};
@@ -115,9 +116,9 @@ Expected make_expected(const Problem& problem, const Options& options, const Rin
           Visibility(options, inputs).pairs(problem.batch, problem.query_heads)};
 }
 
-CheckReport check_against(const Expected& expected, const Problem& problem,
-                          const Options& options, const RingInputs& inputs, int ring,
-                          bool backward, const CheckSettings& settings) {
+CheckReport check_against(const Expected& expected, const Problem& problem, const Options& options,
+                          const RingInputs& inputs, int ring, bool backward,
+                          const CheckSettings& settings) {
   Options chosen = options;
   chosen.backend = settings.backend;
   if (settings.executor != nullptr) chosen.executor = settings.executor;

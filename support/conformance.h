@@ -20,9 +20,9 @@ struct CheckSettings {
   std::shared_ptr<Executor> other_executor;  // of another number of threads, for the second run
   std::chrono::milliseconds timeout = kDefaultTimeout;
   std::optional<DType> grad_dtype;
-  bool guarded = true;        // strided tensors between canaries
-  bool twice = true;          // run again: the same bits
-  bool against_one = false;   // on one rank too: the error must not grow with the ring
+  bool guarded = true;       // strided tensors between canaries
+  bool twice = true;         // run again: the same bits
+  bool against_one = false;  // on one rank too: the error must not grow with the ring
 };
 
 /// The results of the backend "reference" on one rank, in float64 throughout.
@@ -49,9 +49,9 @@ Expected make_expected(const Problem& problem, const Options& options, const Rin
                        bool backward);
 
 /// Throws what the library throws; a difference is a report.
-CheckReport check_against(const Expected& expected, const Problem& problem,
-                          const Options& options, const RingInputs& inputs, int ring,
-                          bool backward, const CheckSettings& settings);
+CheckReport check_against(const Expected& expected, const Problem& problem, const Options& options,
+                          const RingInputs& inputs, int ring, bool backward,
+                          const CheckSettings& settings);
 
 /// The two together.
 CheckReport check_problem(const Problem& problem, const Options& options, const RingInputs& inputs,
@@ -62,8 +62,8 @@ CheckReport check_case(const Case& c, const CheckSettings& settings);
 /// The result as files name its tensors; those that are not there are left out.
 struct NamedResult {
   const char* name;
-  HostTensor RingResult::* member;
-  HostTensor NaiveResult::* naive;
+  HostTensor RingResult::*member;
+  HostTensor NaiveResult::*naive;
 };
 inline constexpr NamedResult kResults[] = {
     {"out", &RingResult::out, &NaiveResult::out},

@@ -14,14 +14,23 @@ namespace {
 
 // Every tensor has its own stream, so that one more of them changes no other.
 enum Stream : std::uint64_t {
-  kQuery = 1, kKey, kValue, kDout, kDlse, kSinks, kMask, kSegments, kQueryPositions, kKeyPositions
+  kQuery = 1,
+  kKey,
+  kValue,
+  kDout,
+  kDlse,
+  kSinks,
+  kMask,
+  kSegments,
+  kQueryPositions,
+  kKeyPositions
 };
 
 constexpr std::int64_t kMaxElements = std::int64_t{1} << 33;  // 32 GiB of float32
 
 // Query and key times these: the standard deviation of a score, 1 for normal data at the default
 // scale, grows with their product.
-constexpr double kPeakedFactor = 2.5;    // scores of about 6: weights up to 0.99, as in real data
+constexpr double kPeakedFactor = 2.5;     // scores of about 6: weights up to 0.99, as in real data
 constexpr double kHostileFactor = 100.0;  // scores of about 1e4: exp() without a maximum overflows
 
 HostTensor make(DType dtype, std::vector<std::int64_t> shape) {
@@ -70,7 +79,8 @@ HostTensor make_segments(const Case& c, std::int64_t length) {
     const std::int64_t used = padded ? 0 : length - random.between(0, length / 6);
     std::int32_t id = 0;
     for (std::int64_t i = 0; i < used; ++id) {
-      const std::int64_t end = std::min(used, i + random.between(1, std::max<std::int64_t>(length / 3, 1)));
+      const std::int64_t end =
+          std::min(used, i + random.between(1, std::max<std::int64_t>(length / 3, 1)));
       for (; i < end; ++i) row[i] = b % 2 == 0 ? id : 1000000 - id;
     }
     for (std::int64_t i = used; i < length; ++i) row[i] = -1;
@@ -85,7 +95,8 @@ HostTensor make_positions(const Case& c, Stream stream, std::int64_t length) {
   auto* position = t.as<std::int64_t>();
   Random random(c.seed, stream);
   std::iota(position, position + length, std::int64_t{0});
-  for (std::int64_t i = length - 1; i > 0; --i) std::swap(position[i], position[random.between(0, i)]);
+  for (std::int64_t i = length - 1; i > 0; --i)
+    std::swap(position[i], position[random.between(0, i)]);
   for (std::int64_t i = 0; i < length; ++i) {
     if (c.mask == MaskForm::kNone) position[i] += random.between(0, length / 4);
     if (c.positions == PositionForm::kFar) position[i] += kFarAway;

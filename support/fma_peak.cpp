@@ -19,7 +19,7 @@ namespace {
 // in the 16 registers that AVX2 has.
 constexpr int kChains = 12;
 constexpr std::int64_t kSteps = 1'000'000;  // some milliseconds
-constexpr int kRuns = 5;
+constexpr int kRuns = 15;
 
 /// What a thread runs, and how many float32 lanes each multiply-add has.
 struct Loop {

@@ -67,11 +67,12 @@ bool LocalTensor::intact() const {
   if (!present()) return true;
   std::vector<std::byte> rest = bytes_;
   const auto size = static_cast<std::size_t>(size_of(view_.dtype));
-  const auto first = static_cast<std::size_t>(static_cast<const std::byte*>(view_.data) -
-                                              bytes_.data());
+  const auto first =
+      static_cast<std::size_t>(static_cast<const std::byte*>(view_.data) - bytes_.data());
   for_elements(view_, [&](std::int64_t at) {
-    std::fill_n(rest.begin() + static_cast<std::ptrdiff_t>(first + static_cast<std::size_t>(at) * size),
-                size, std::byte{0xFF});
+    std::fill_n(
+        rest.begin() + static_cast<std::ptrdiff_t>(first + static_cast<std::size_t>(at) * size),
+        size, std::byte{0xFF});
   });
   return std::all_of(rest.begin(), rest.end(), [](std::byte b) { return b == std::byte{0xFF}; });
 }

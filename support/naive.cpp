@@ -75,8 +75,14 @@ void raise(double& largest, double x) {
 class Naive {
  public:
   Naive(const Problem& problem, const Options& options, const RingInputs& in)
-      : p_(problem), in_(in), see_(options, in), q_(in.query), k_(in.key), v_(in.value),
-        do_(in.dout), sinks_(head_sinks(in.sinks, problem.query_heads)),
+      : p_(problem),
+        in_(in),
+        see_(options, in),
+        q_(in.query),
+        k_(in.key),
+        v_(in.value),
+        do_(in.dout),
+        sinks_(head_sinks(in.sinks, problem.query_heads)),
         scale_(options.softmax_scale.value_or(
             static_cast<float>(1.0 / std::sqrt(static_cast<double>(problem.head_dim))))),
         cap_(options.logits_soft_cap.value_or(0.0F)) {}
@@ -109,7 +115,7 @@ class Naive {
   NaiveResult result_;
   std::vector<std::int64_t> keys_;
   std::vector<float> weights_;
-  std::vector<float> dq_, dk_, dv_, dsink_;           // float32 sums; dq_ of one row
+  std::vector<float> dq_, dk_, dv_, dsink_;  // float32 sums; dq_ of one row
   std::vector<double> dq_abs_, dk_sq_, dv_sq_, dsink_sq_;
 };
 
@@ -133,8 +139,7 @@ void Naive::forward_row(std::int64_t b, std::int64_t h, std::int64_t i) {
   result_.lse.as<float>()[row] = lse;
   raise(result_.magnitudes.score, std::fabs(lse));
   raise(result_.magnitudes.lse, std::fabs(lse));
-  const auto at = static_cast<std::int64_t>(
-      ((b * p_.query_seq + i) * p_.query_heads + h) * v_.dim);
+  const auto at = static_cast<std::int64_t>(((b * p_.query_seq + i) * p_.query_heads + h) * v_.dim);
   for (std::int64_t d = 0; d < v_.dim; ++d) {
     float acc = 0.0F;
     double magnitude = 0.0;
@@ -148,8 +153,8 @@ void Naive::forward_row(std::int64_t b, std::int64_t h, std::int64_t i) {
   }
 }
 
-void Naive::backward_pair(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j,
-                          float lse, Dot delta) {
+void Naive::backward_pair(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j, float lse,
+                          Dot delta) {
   const std::int64_t g = h / group();
   float slope;
   const float s = score(b, h, i, j, slope);
@@ -183,8 +188,7 @@ void Naive::backward_row(std::int64_t b, std::int64_t h, std::int64_t i) {
   const auto at = static_cast<std::int64_t>(((b * p_.query_seq + i) * p_.query_heads + h));
   Dot delta;
   for (std::int64_t d = 0; !keys_.empty() && lse != kInf && d < v_.dim; ++d) {
-    const auto out =
-        static_cast<float>(load(p_.dtype, result_.out.data(), at * v_.dim + d));
+    const auto out = static_cast<float>(load(p_.dtype, result_.out.data(), at * v_.dim + d));
     const float o = do_.at(b, i, h)[d];
     delta.value += out * o;
     delta.magnitude += std::fabs(static_cast<double>(out) * static_cast<double>(o));

@@ -26,8 +26,8 @@ struct Magnitudes {
 };
 
 struct NaiveResult {
-  HostTensor out, lse;                       // lse float32
-  HostTensor dquery, dkey, dvalue, dsinks;   // dsinks float32
+  HostTensor out, lse;                      // lse float32
+  HostTensor dquery, dkey, dvalue, dsinks;  // dsinks float32
   Magnitudes magnitudes;
 };
 

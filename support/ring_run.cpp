@@ -59,7 +59,9 @@ void timed(Communicator& ring, Outcome& outcome, const Work& work) {
 
 RingJob::RingJob(const Problem& problem, const Options& options, const RingInputs& inputs,
                  const RingSettings& settings)
-    : settings_(settings), problem_(problem), options_(options),
+    : settings_(settings),
+      problem_(problem),
+      options_(options),
       ring_(make_local_ring(settings.ring, settings.timeout)) {
   options_.segment_ids = inputs.q_segment_ids.present() || inputs.kv_segment_ids.present();
   options_.explicit_positions = inputs.q_positions.present() || inputs.kv_positions.present();
@@ -109,8 +111,7 @@ void RingJob::run_pass(Rank& rank, bool backward, int& done) {
   GuardedWorkspace workspace(!settings_.guarded ? 0
                              : backward         ? attention.backward_workspace_bytes()
                                                 : attention.forward_workspace_bytes());
-  const std::span<std::byte> given =
-      settings_.guarded ? workspace.span() : std::span<std::byte>{};
+  const std::span<std::byte> given = settings_.guarded ? workspace.span() : std::span<std::byte>{};
   if (backward) {
     rank.backward = attention.backward(rank.backward_args(), given);
   } else {
@@ -141,7 +142,7 @@ double RingJob::backward() {
 
 RingResult RingJob::result() const {
   RingResult result;
-  const auto gather = [&](LocalTensor Rank::* member, int seq_dim, std::int64_t length) {
+  const auto gather = [&](LocalTensor Rank::*member, int seq_dim, std::int64_t length) {
     const ConstTensorView first = (ranks_[0].get()->*member).view();
     if (!first.present()) return HostTensor();
     std::vector<std::int64_t> shape = shape_of(first);

@@ -32,9 +32,9 @@ struct RingInputs {
 struct RingSettings {
   int ring = 1;
   bool backward = false;
-  bool lse = true;                  // the backward makes it anyway
-  std::optional<DType> out_dtype;   // none: the problem's
-  std::optional<DType> grad_dtype;  // none: the problem's
+  bool lse = true;                    // the backward makes it anyway
+  std::optional<DType> out_dtype;     // none: the problem's
+  std::optional<DType> grad_dtype;    // none: the problem's
   DType lse_dtype = DType::kFloat32;  // of lse, dlse and dsinks; kFloat64: "reference" only
   std::chrono::milliseconds timeout = kDefaultTimeout;
   bool guarded = false;  // strided local tensors between canaries; see local_tensor.h
@@ -44,15 +44,15 @@ struct RingSettings {
 
 /// What came out, in global order. Tensors that were not asked for have no elements and no shape.
 struct RingResult {
-  HostTensor out;      // [B, Sq, H, Dv]
-  HostTensor lse;      // [B, H, Sq]
-  HostTensor dquery;   // shape of query
-  HostTensor dkey;     // shape of key
-  HostTensor dvalue;   // shape of value
-  HostTensor dsinks;   // shape of sinks
+  HostTensor out;                    // [B, Sq, H, Dv]
+  HostTensor lse;                    // [B, H, Sq]
+  HostTensor dquery;                 // shape of query
+  HostTensor dkey;                   // shape of key
+  HostTensor dvalue;                 // shape of value
+  HostTensor dsinks;                 // shape of sinks
   std::vector<PassCounts> forward;   // one per rank
   std::vector<PassCounts> backward;  // empty without a backward
-  double forward_ms = 0.0;   // from all ranks ready to the last one done
+  double forward_ms = 0.0;           // from all ranks ready to the last one done
   double backward_ms = 0.0;
   std::string backend;
   std::string backend_reason;

@@ -12,8 +12,9 @@ std::vector<std::int64_t> read_positions(const ConstTensorView& view, std::int64
     std::int64_t& p = positions[static_cast<std::size_t>(i)];
     p = i;
     if (!view.present()) continue;
-    p = view.dtype == DType::kInt64 ? static_cast<const std::int64_t*>(view.data)[i * view.stride(0)]
-                                    : static_cast<const std::int32_t*>(view.data)[i * view.stride(0)];
+    p = view.dtype == DType::kInt64
+            ? static_cast<const std::int64_t*>(view.data)[i * view.stride(0)]
+            : static_cast<const std::int32_t*>(view.data)[i * view.stride(0)];
   }
   return positions;
 }
@@ -33,7 +34,8 @@ std::vector<std::int32_t> read_ids(const ConstTensorView& own, const ConstTensor
 }  // namespace
 
 Visibility::Visibility(const Options& options, const RingInputs& in)
-    : mask_(options.mask), interval_(options.mask.interval()),
+    : mask_(options.mask),
+      interval_(options.mask.interval()),
       q_positions_(read_positions(in.q_positions, in.query.dim(1))),
       k_positions_(read_positions(in.kv_positions, in.key.dim(1))),
       q_ids_(read_ids(in.q_segment_ids, in.kv_segment_ids)),

@@ -43,11 +43,11 @@ TEST_P(Analytic, ZeroQueriesAverageTheValuesTheySee) {
     const double sink = std::exp(static_cast<double>(bench.data.sinks.as<float>()[h]));
     double sum = 0.0;
     for (std::int64_t i = 0; i < 37; ++i) {
-      sum += static_cast<double>(
-          bench.data.value.as<float>()[index_of(bench.data.value, 0, i, h, 3)]);
+      sum +=
+          static_cast<double>(bench.data.value.as<float>()[index_of(bench.data.value, 0, i, h, 3)]);
       const double weight = static_cast<double>(i + 1) + sink;
-      EXPECT_NEAR(static_cast<double>(r.out.as<float>()[index_of(r.out, 0, i, h, 3)]),
-                  sum / weight, 4 * kFew);
+      EXPECT_NEAR(static_cast<double>(r.out.as<float>()[index_of(r.out, 0, i, h, 3)]), sum / weight,
+                  4 * kFew);
       EXPECT_NEAR(static_cast<double>(r.lse.as<float>()[index_of(r.lse, 0, h, i)]),
                   std::log(weight), 4 * kFew);
     }

@@ -20,7 +20,9 @@ struct Bench {
   Options options;
 
   explicit Bench(const std::string& text)
-      : c(parse_case(text)), data(make_data(c)), problem(make_problem(c)),
+      : c(parse_case(text)),
+        data(make_data(c)),
+        problem(make_problem(c)),
         options(make_options(c, data)) {}
 
   RingResult run(const std::string& backend, int ring, bool exact = false) const {

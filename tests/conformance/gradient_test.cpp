@@ -28,7 +28,7 @@ double loss(const Bench& bench) {
 
 /// Inputs are float32, so steps are powers of two that change them exactly: errors are those of
 /// the central difference, of the order of step^2 times a third derivative.
-double difference(const Bench& bench, HostTensor CaseData::* input, std::int64_t n) {
+double difference(const Bench& bench, HostTensor CaseData::*input, std::int64_t n) {
   constexpr float kStep = 0x1p-10F;
   Bench moved = bench;
   float& x = (moved.data.*input).as<float>()[n];
@@ -41,7 +41,7 @@ double difference(const Bench& bench, HostTensor CaseData::* input, std::int64_t
   return (above - below) / (width - static_cast<double>(x));
 }
 
-void expect_gradient(const Bench& bench, const char* what, HostTensor CaseData::* input,
+void expect_gradient(const Bench& bench, const char* what, HostTensor CaseData::*input,
                      const HostTensor& gradient) {
   constexpr double kStepSquared = 0x1p-20;
   const std::int64_t count = gradient.elements();
@@ -53,11 +53,11 @@ void expect_gradient(const Bench& bench, const char* what, HostTensor CaseData::
 }
 
 TEST(Gradients, OfTheReferenceAreFiniteDifferences) {
-  for (const char* text : {
-           "b2_sq6_h4x2_d4_bwd", "sq9_sk7_h2_d5_dv3_causal_bwd_dlse",
-           "sq9_h2_d4_w2,1_cap0.5_bwd_dlse", "b2_sq7_h4x2_d4_causal_sink_bwd_dlse",
-           "b2_sq7_h4x2_d4_sink3_cap2_bwd_dlse", "sq7_h2_d4_sinkhx3_seg_bwd_dlse",
-           "sq8_h2_d4_maskh_sink_bwd", "sq8_h2_d4_chunk3_scale-0.5_bwd", "sq8_h2_d4_pos_causal_bwd"}) {
+  for (const char* text :
+       {"b2_sq6_h4x2_d4_bwd", "sq9_sk7_h2_d5_dv3_causal_bwd_dlse", "sq9_h2_d4_w2,1_cap0.5_bwd_dlse",
+        "b2_sq7_h4x2_d4_causal_sink_bwd_dlse", "b2_sq7_h4x2_d4_sink3_cap2_bwd_dlse",
+        "sq7_h2_d4_sinkhx3_seg_bwd_dlse", "sq8_h2_d4_maskh_sink_bwd",
+        "sq8_h2_d4_chunk3_scale-0.5_bwd", "sq8_h2_d4_pos_causal_bwd"}) {
     const Bench bench(text);
     const RingResult r = bench.run("reference", 3, true);
     expect_gradient(bench, "dquery", &CaseData::query, r.dquery);

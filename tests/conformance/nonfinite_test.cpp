@@ -65,7 +65,7 @@ void expect_near(const RingResult& a, const RingResult& b) {
 TEST_P(NonFinite, AValueOrKeyReachesTheRowsThatSeeIt) {
   const Bench clean("sq70_h2_d16_causal_w9,0");
   const RingResult before = run(clean);
-  for (HostTensor CaseData::* input : {&CaseData::value, &CaseData::key}) {
+  for (HostTensor CaseData::*input : {&CaseData::value, &CaseData::key}) {
     for (float x : {kNan, kInf}) {
       Bench bad = clean;
       set_row(bad.data.*input, 0, 30, x);

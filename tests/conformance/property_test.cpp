@@ -41,7 +41,7 @@ TEST_P(Property, PermutingHeadsPermutesResults) {
   const Bench bench("b2_sq50_h4_d16_causal_w20_bwd");
   const std::vector<std::int64_t> order = {2, 0, 3, 1};
   Bench permuted = bench;
-  for (HostTensor CaseData::* t :
+  for (HostTensor CaseData::*t :
        {&CaseData::query, &CaseData::key, &CaseData::value, &CaseData::dout}) {
     permuted.data.*t = permute_heads(bench.data.*t, order);
   }
@@ -84,17 +84,16 @@ TEST_P(Property, PackedDocumentsEqualDocumentsApart) {
   for (int doc = 0; doc < 4; ++doc) {
     const std::int64_t begin = kBorders[doc], end = kBorders[doc + 1];
     Bench apart("sq" + std::to_string(end - begin) + "_h4x2_d16_causal_bwd");
-    for (HostTensor CaseData::* t :
+    for (HostTensor CaseData::*t :
          {&CaseData::query, &CaseData::key, &CaseData::value, &CaseData::dout}) {
       apart.data.*t = rows(packed.data.*t, begin, end);
     }
     const Expected expected = apart.expected();
     for (const NamedResult& r : kResults) {
       if ((whole.*r.member).shape().size() != 4) continue;
-      const Comparison c =
-          compare(r.name, rows(whole.*r.member, begin, end), expected.truth.*r.member,
-                  expected.naive.*r.naive,
-                  error_model(r.name, apart.problem, expected.naive.magnitudes));
+      const Comparison c = compare(r.name, rows(whole.*r.member, begin, end),
+                                   expected.truth.*r.member, expected.naive.*r.naive,
+                                   error_model(r.name, apart.problem, expected.naive.magnitudes));
       EXPECT_TRUE(c.ok) << "document " << doc << ": " << c.message;
     }
   }

@@ -95,7 +95,8 @@ TEST_P(Table, MatchesFloat64OnEveryRing) {
     const CheckReport report =
         check_against(expected, problem, options, data.inputs(), ring, c.backward, settings);
     EXPECT_TRUE(report.ok()) << "ringattn check " << to_string(c) << " --backend " << backend
-                             << "\n" << report.message();
+                             << "\n"
+                             << report.message();
     EXPECT_EQ(report.result.backend, backend);
   }
 }
@@ -111,12 +112,11 @@ std::string parameter_name(const testing::TestParamInfo<Parameters>& info) {
   return name;
 }
 
-INSTANTIATE_TEST_SUITE_P(Conformance, Table,
-                         testing::Combine(testing::ValuesIn(kCases),
-                                          testing::Values("reference", "cpu"),
-                                          testing::Values(Layout::kContiguous, Layout::kZigzag,
-                                                          Layout::kStriped)),
-                         parameter_name);
+INSTANTIATE_TEST_SUITE_P(
+    Conformance, Table,
+    testing::Combine(testing::ValuesIn(kCases), testing::Values("reference", "cpu"),
+                     testing::Values(Layout::kContiguous, Layout::kZigzag, Layout::kStriped)),
+    parameter_name);
 
 }  // namespace
 }  // namespace ringattn::support

@@ -44,10 +44,8 @@ TEST(Cases, FieldsComeInAnyOrder) {
 
 TEST(Cases, WindowsHaveTwoSidesAndEitherMayBeOpen) {
   EXPECT_EQ(parse_case("sq9_w5").window, (std::pair<Case::Side, Case::Side>{5, 5}));
-  EXPECT_EQ(parse_case("sq9_wnone,3").window,
-            (std::pair<Case::Side, Case::Side>{std::nullopt, 3}));
-  EXPECT_EQ(parse_case("sq9_w3,none").window,
-            (std::pair<Case::Side, Case::Side>{3, std::nullopt}));
+  EXPECT_EQ(parse_case("sq9_wnone,3").window, (std::pair<Case::Side, Case::Side>{std::nullopt, 3}));
+  EXPECT_EQ(parse_case("sq9_w3,none").window, (std::pair<Case::Side, Case::Side>{3, std::nullopt}));
 }
 
 TEST(Cases, PrintAndReadBackTheSame) {
@@ -118,7 +116,7 @@ TEST(Data, IsTheSameEverywhere) {
     sum += x;
     squares += x * x;
   }
-  EXPECT_NEAR(sum / kCount, 0.0, 4.0 / 316.0);            // four standard errors
+  EXPECT_NEAR(sum / kCount, 0.0, 4.0 / 316.0);  // four standard errors
   EXPECT_NEAR(squares / kCount, 1.0, 4.0 * 1.41 / 316.0);
 }
 

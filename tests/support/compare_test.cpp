@@ -22,7 +22,9 @@ struct Judged {
   Expected expected;
 
   explicit Judged(const char* text)
-      : c(parse_case(text)), data(make_data(c)), problem(make_problem(c)),
+      : c(parse_case(text)),
+        data(make_data(c)),
+        problem(make_problem(c)),
         options(make_options(c, data)),
         expected(make_expected(problem, options, data.inputs(), c.backward)) {}
 
@@ -60,8 +62,8 @@ TEST(Compare, FindsAnErrorThatGrowsWithTheRing) {
   const ErrorModel model = error_model("out", judged.problem, judged.expected.naive.magnitudes);
   const HostTensor& one = judged.expected.naive.out;
   HostTensor rounded_often = one;
-  for (std::int64_t n = 0; n < one.elements(); n += 2) {  // one unit more in the last place
-    rounded_often.as<std::uint16_t>()[n] += 1;
+  for (std::int64_t n = 0; n < one.elements(); ++n) {  // a ring that rounds on every hop
+    rounded_often.as<std::uint16_t>()[n] += 3;         // units in the last place
   }
   EXPECT_TRUE(compare_ring("out", one, one, judged.expected.truth.out, model).ok);
   EXPECT_FALSE(compare_ring("out", rounded_often, one, judged.expected.truth.out, model).ok);
@@ -71,7 +73,8 @@ TEST(Compare, LooksAtThePatternFirst) {
   const Judged judged("sq20_h2_d8");
   HostTensor out = judged.expected.naive.out;
   out.as<float>()[3] = std::numeric_limits<float>::quiet_NaN();
-  const Comparison c = compare("out", out, judged.expected.truth.out, judged.expected.naive.out, {});
+  const Comparison c =
+      compare("out", out, judged.expected.truth.out, judged.expected.naive.out, {});
   EXPECT_FALSE(c.ok);
   EXPECT_NE(c.message.find("[0, 0, 0, 3] is nan"), std::string::npos) << c.message;
 }

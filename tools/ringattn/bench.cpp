@@ -159,12 +159,11 @@ int bench_command(const Settings& settings) {
   }
   for (const support::Case& c : cases) bench.run(c);
   if (settings.json) {
-    const nlohmann::json machine = {{"cpu", cpu_model()},
-                                    {"cores", default_executor()->threads()}};
-    fmt::print("{}\n", nlohmann::json{{"machine", machine},
-                                      {"version", RINGATTN_VERSION},
-                                      {"results", bench.results}}
-                           .dump());
+    const nlohmann::json machine = {{"cpu", cpu_model()}, {"cores", default_executor()->threads()}};
+    fmt::print("{}\n",
+               nlohmann::json{
+                   {"machine", machine}, {"version", RINGATTN_VERSION}, {"results", bench.results}}
+                   .dump());
   } else {
     print_text(bench.results);
   }

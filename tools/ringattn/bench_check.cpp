@@ -42,13 +42,13 @@ double checked_error(const support::Case& c, const Settings& settings) {
   support::CheckSettings how;
   how.backend = settings.backend;
   how.timeout = settings.timeout;
-  const support::CheckReport report = support::check_problem(
-      support::make_problem(small), options_of(small, data, settings), data.inputs(), small.ring,
-      small.backward, how);
+  const support::CheckReport report =
+      support::check_problem(support::make_problem(small), options_of(small, data, settings),
+                             data.inputs(), small.ring, small.backward, how);
   if (!report.ok()) {
-    throw Error(ErrorCode::kInternal, "bench: the result is wrong, so it is not timed: " +
-                                          report.message() + "repeat with: " +
-                                          repeat_command(small, settings));
+    throw Error(ErrorCode::kInternal,
+                "bench: the result is wrong, so it is not timed: " + report.message() +
+                    "repeat with: " + repeat_command(small, settings));
   }
   return report.max_error();
 }

@@ -22,8 +22,7 @@ support::Case case_with_options(support::Case c, const Settings& settings);
 Settings settings_of(const support::Case& c, const Settings& settings);
 
 /// The case's options with the backend and threads of the settings.
-Options options_of(const support::Case& c, const support::CaseData& data,
-                   const Settings& settings);
+Options options_of(const support::Case& c, const support::CaseData& data, const Settings& settings);
 
 /// The command that repeats a check of this case.
 std::string repeat_command(const support::Case& c, const Settings& settings);
