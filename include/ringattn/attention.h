@@ -41,50 +41,50 @@ struct TileHint {
 
 /// How it is computed, equal on every rank.
 struct Options {
-  Mask mask;                             // on global positions
-  Layout layout = Layout::kContiguous;   // which rows this rank's tensors hold
-  std::optional<float> softmax_scale;    // default head_dim ** -0.5
-  std::optional<float> logits_soft_cap;  // cap * tanh(x / cap), after scale, before mask
-  bool segment_ids = false;              // q_segment_ids / kv_segment_ids will be passed
-  bool explicit_positions = false;       // q_positions / kv_positions will be passed
-  TileHint forward_tiles;                // fwd_params
-  TileHint backward_tiles;               // bwd_params
-  bool fused_backward = false;           // hint: one backward pass instead of two
-  bool deterministic = false;            // the CPU always is
-  std::string backend = "auto";          // "auto", "reference", "cpu", "cpu:<instruction set>"
-  std::shared_ptr<Executor> executor;    // none: default_executor()
+  Mask mask{};                             // on global positions
+  Layout layout = Layout::kContiguous;     // which rows this rank's tensors hold
+  std::optional<float> softmax_scale{};    // default head_dim ** -0.5
+  std::optional<float> logits_soft_cap{};  // cap * tanh(x / cap), after scale, before mask
+  bool segment_ids = false;                // q_segment_ids / kv_segment_ids will be passed
+  bool explicit_positions = false;         // q_positions / kv_positions will be passed
+  TileHint forward_tiles{};                // fwd_params
+  TileHint backward_tiles{};               // bwd_params
+  bool fused_backward = false;             // hint: one backward pass instead of two
+  bool deterministic = false;              // the CPU always is
+  std::string backend = "auto";            // "auto", "reference", "cpu", "cpu:<instruction set>"
+  std::shared_ptr<Executor> executor{};    // none: default_executor()
 };
 
 /// This rank's shards; S_local = positions(layout, S, world, rank).size(). Absent views are
 /// default-constructed. Float data has the problem's dtype.
 struct ForwardArgs {
-  ConstTensorView query;           // [B, Sq_local, H, D]
-  ConstTensorView key;             // [B, Sk_local, G, D]
-  ConstTensorView value;           // [B, Sk_local, G, Dv]
-  ConstTensorView q_segment_ids;   // [B, Sq_local] int32; one of the two given serves both if
-  ConstTensorView kv_segment_ids;  // [B, Sk_local] int32; Sq == Sk
-  ConstTensorView q_positions;     // [Sq_local] int32 or int64
-  ConstTensorView kv_positions;    // [Sk_local] int32 or int64
-  ConstTensorView sinks;           // softmax_aux: [H], [S] or [H, S], any float dtype
-  TensorView out;                  // [B, Sq_local, H, Dv] in the problem's dtype or f32
-  TensorView lse;                  // [B, H, Sq_local] f32, natural log; optional
+  ConstTensorView query{};           // [B, Sq_local, H, D]
+  ConstTensorView key{};             // [B, Sk_local, G, D]
+  ConstTensorView value{};           // [B, Sk_local, G, Dv]
+  ConstTensorView q_segment_ids{};   // [B, Sq_local] int32; one of the two given serves both if
+  ConstTensorView kv_segment_ids{};  // [B, Sk_local] int32; Sq == Sk
+  ConstTensorView q_positions{};     // [Sq_local] int32 or int64
+  ConstTensorView kv_positions{};    // [Sk_local] int32 or int64
+  ConstTensorView sinks{};           // softmax_aux: [H], [S] or [H, S], any float dtype
+  TensorView out{};                  // [B, Sq_local, H, Dv] in the problem's dtype or f32
+  TensorView lse{};                  // [B, H, Sq_local] f32, natural log; optional
 };
 
 /// The forward's tensors, whose `out` and `lse` are now inputs, and the gradients.
 struct BackwardArgs {
-  ConstTensorView query, key, value;
-  ConstTensorView q_segment_ids, kv_segment_ids;
-  ConstTensorView q_positions, kv_positions;
-  ConstTensorView sinks;
-  ConstTensorView out;   // as the forward wrote it
-  ConstTensorView lse;   // as the forward wrote it; required
-  ConstTensorView dout;  // [B, Sq_local, H, Dv]
-  ConstTensorView dlse;  // [B, H, Sq_local] f32, the gradient of lse; optional
-  TensorView dquery;     // shape of query, in the problem's dtype or f32
-  TensorView dkey;       // shape of key
-  TensorView dvalue;     // shape of value
-  TensorView dsinks;     // shape of sinks, f32; required with sinks. Summed over the whole ring
-                         // and equal on every rank
+  ConstTensorView query{}, key{}, value{};
+  ConstTensorView q_segment_ids{}, kv_segment_ids{};
+  ConstTensorView q_positions{}, kv_positions{};
+  ConstTensorView sinks{};
+  ConstTensorView out{};   // as the forward wrote it
+  ConstTensorView lse{};   // as the forward wrote it; required
+  ConstTensorView dout{};  // [B, Sq_local, H, Dv]
+  ConstTensorView dlse{};  // [B, H, Sq_local] f32, the gradient of lse; optional
+  TensorView dquery{};     // shape of query, in the problem's dtype or f32
+  TensorView dkey{};       // shape of key
+  TensorView dvalue{};     // shape of value
+  TensorView dsinks{};     // shape of sinks, f32; required with sinks. Summed over the whole ring
+                           // and equal on every rank
 };
 
 /// Tiles of all pairs of shards: visited includes full; visited + skipped is all of them.

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "ringattn/error.h"
 #include "ringattn/tensor.h"
 
 namespace ringattn {
@@ -18,7 +19,8 @@ class HostTensor {
  public:
   HostTensor() = default;
   HostTensor(DType dtype, std::vector<std::int64_t> shape)
-      : dtype_(dtype), shape_(std::move(shape)),
+      : dtype_(dtype),
+        shape_(std::move(shape)),
         bytes_(static_cast<std::size_t>(elements() * size_of(dtype))) {}
 
   DType dtype() const { return dtype_; }
@@ -33,17 +35,25 @@ class HostTensor {
   std::size_t size_bytes() const { return bytes_.size(); }
 
   template <class T>
-  T* as() { return reinterpret_cast<T*>(bytes_.data()); }
+  T* as() {
+    return reinterpret_cast<T*>(bytes_.data());
+  }
   template <class T>
-  const T* as() const { return reinterpret_cast<const T*>(bytes_.data()); }
+  const T* as() const {
+    return reinterpret_cast<const T*>(bytes_.data());
+  }
 
-  /// A view of at most TensorView::kMaxRank dimensions.
+  /// Throws kInvalidArgument above TensorView::kMaxRank dimensions.
   TensorView view() { return make_view<TensorView>(bytes_.data()); }
   ConstTensorView view() const { return make_view<ConstTensorView>(bytes_.data()); }
 
  private:
   template <class View, class Data>
   View make_view(Data* data) const {
+    if (shape_.size() > View::kMaxRank) {
+      throw Error(ErrorCode::kInvalidArgument,
+                  "expected at most 4 dimensions, got " + std::to_string(shape_.size()));
+    }
     View v;
     v.data = data;
     v.dtype = dtype_;
