@@ -182,25 +182,21 @@ class Task {
     const auto* key = rows_at(step_.key, b_, keys_.row, g_);
     const auto* value = rows_at(step_.value, b_, keys_.row, g_);
     const std::int64_t key_row = step_.key.stride(1);
+    k_.widen_transposed({from, key, key_row, keys_.rows, p_.head_dim, x_.keys_t, p_.head_dim});
+    keys_finite_ = k_.widen({from, key, key_row, keys_.rows, p_.head_dim, x_.keys, shape_.keys});
     k_.widen_transposed(
-        {from, key, key_row, keys_.rows, p_.head_dim, 1.0F, x_.keys_t, p_.head_dim});
-    keys_finite_ =
-        k_.widen({from, key, key_row, keys_.rows, p_.head_dim, 1.0F, x_.keys, shape_.keys});
-    k_.widen_transposed({from, value, step_.value.stride(1), keys_.rows, p_.value_dim, 1.0F,
-                         x_.values_t, p_.value_dim});
+        {from, value, step_.value.stride(1), keys_.rows, p_.value_dim, x_.values_t, p_.value_dim});
     std::fill_n(x_.dkey, keys_.rows * d_, 0.0F);
     std::fill_n(x_.dvalue, keys_.rows * v_, 0.0F);
   }
 
-  /// dK was multiplied with queries that carried scale * log2 e, or scale under a soft cap.
   void store_keys() {
-    const float unit = step_.plan.soft_cap() == 0.0F ? std::numbers::ln2_v<float> : 1.0F;
     auto* dkey = reinterpret_cast<float*>(step_.dkey_sum);
     auto* dvalue = reinterpret_cast<float*>(step_.dvalue_sum);
     for (std::int64_t r = 0; r < keys_.rows; ++r) {
       const std::int64_t row = (b_ * step_.key.dim(1) + keys_.row + r) * p_.kv_heads + g_;
       for (std::int64_t c = 0; c < p_.head_dim; ++c) {
-        dkey[row * p_.head_dim + c] = x_.dkey[r * d_ + c] * unit;
+        dkey[row * p_.head_dim + c] = x_.dkey[r * d_ + c] * step_.plan.scale();
       }
       std::copy_n(x_.dvalue + r * v_, p_.value_dim, dvalue + row * p_.value_dim);
     }
@@ -229,13 +225,11 @@ class Task {
   }
 
   void load_queries(std::int64_t h, const Tile& tile) {
-    const float unit = step_.plan.soft_cap() == 0.0F ? std::numbers::log2e_v<float> : 1.0F;
     queries_finite_ =
         k_.widen({format(p_.dtype), rows_at(step_.query, b_, tile.row, h), step_.query.stride(1),
-                  tile.rows, p_.head_dim, step_.plan.scale() * unit, x_.query, tile.rows});
-    dout_finite_ =
-        k_.widen({format(p_.dtype), rows_at(step_.dout, b_, tile.row, h), step_.dout.stride(1),
-                  tile.rows, p_.value_dim, 1.0F, x_.dout, tile.rows});
+                  tile.rows, p_.head_dim, x_.query, tile.rows});
+    dout_finite_ = k_.widen({format(p_.dtype), rows_at(step_.dout, b_, tile.row, h),
+                             step_.dout.stride(1), tile.rows, p_.value_dim, x_.dout, tile.rows});
   }
 
   /// P and dS of one tile.
@@ -246,8 +240,9 @@ class Task {
     k_.product({x_.dout, kPanel, 1, tile.rows * kPanel, x_.values_t, p_.value_dim * kPanel, x_.dp,
                 stride_, tile.rows, n, p_.value_dim, false});
     const std::int64_t row = bh * step_.query.dim(1) + tile.row;
+    const Scoring scoring{step_.plan.scale(), step_.plan.soft_cap()};
     k_.gradient({x_.s, x_.dp, stride_, tile.rows, keys_.rows, bits ? bits->bits : nullptr,
-                 bits ? bits->words : 0, step_.plan.soft_cap(), w_.lse + row, w_.delta + row});
+                 bits ? bits->words : 0, scoring, w_.lse + row, w_.delta + row});
   }
 
   /// dV += P^T dO, dK += dS^T Q.

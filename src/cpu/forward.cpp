@@ -104,9 +104,9 @@ void pack(const ForwardStep& step, const Pieces& w, const KernelTable& k) {
       return static_cast<const std::byte*>(v.data) +
              (b * v.stride(0) + tile.row * v.stride(1) + g * v.stride(2)) * size;
     };
-    k.widen_transposed({from, at(step.key), step.key.stride(1), tile.rows, p.head_dim, 1.0F,
+    k.widen_transposed({from, at(step.key), step.key.stride(1), tile.rows, p.head_dim,
                         w.keys + n * key_panel(step.plan), p.head_dim});
-    w.finite[n] = k.widen({from, at(step.value), step.value.stride(1), tile.rows, p.value_dim, 1.0F,
+    w.finite[n] = k.widen({from, at(step.value), step.value.stride(1), tile.rows, p.value_dim,
                            w.values + n * value_panel(step.plan), tiles.size})
                       ? 1
                       : 0;
@@ -147,14 +147,11 @@ class Task {
 
  private:
   void load_query() {
-    const float cap = step_.plan.soft_cap();
-    const float unit = cap == 0.0F ? std::numbers::log2e_v<float> : 1.0F;
     const std::int64_t size = p_.dtype == DType::kFloat32 ? 4 : 2;
     const ConstTensorView& q = step_.query;
     const auto* src = static_cast<const std::byte*>(q.data) +
                       (b_ * q.stride(0) + tile_.row * q.stride(1) + h_ * q.stride(2)) * size;
-    k_.widen({format(p_.dtype), src, q.stride(1), tile_.rows, p_.head_dim,
-              step_.plan.scale() * unit, x_.query, tile_.rows});
+    k_.widen({format(p_.dtype), src, q.stride(1), tile_.rows, p_.head_dim, x_.query, tile_.rows});
   }
 
   void load_state() {
@@ -191,8 +188,9 @@ class Task {
     k_.product({x_.query, kPanel, 1, tile_.rows * kPanel, w_.keys + n * key_panel(step_.plan),
                 p_.head_dim * kPanel, x_.s, stride, tile_.rows, padded(keys.rows), p_.head_dim,
                 false});
+    const Scoring scoring{step_.plan.scale(), step_.plan.soft_cap()};
     k_.softmax({x_.s, stride, tile_.rows, keys.rows, masked ? bits.bits : nullptr, bits.words,
-                step_.plan.soft_cap(), x_.max, x_.sum, x_.factor});
+                scoring, x_.max, x_.sum, x_.factor});
     k_.scale_rows(x_.acc, width_, tile_.rows, width_, x_.factor);
     const float* values = w_.values + n * value_panel(step_.plan);
     if (masked && w_.finite[n] == 0) {

@@ -87,17 +87,27 @@ inline std::int64_t unmasked(const std::uint64_t* bits, std::int64_t keys) {
 
 // ---- softmax
 
-/// Caps and masks one row in place; its maximum.
-float prepare_row(const SoftmaxTile& t, float* s, const std::uint64_t* bits) {
-  const F inverse = splat(t.cap == 0.0F ? 0.0F : 1.0F / t.cap);
-  const F height = splat(t.cap * kLog2e);
+/// Scoring as two factors: x * inner, then through tanh, times outer; without a cap only inner.
+struct Units {
+  F inner;
+  F outer;
+
+  explicit Units(const Scoring& s)
+      : inner(splat(s.cap == 0.0F ? s.scale * kLog2e : s.scale / s.cap)),
+        outer(splat(s.cap * kLog2e)) {}
+};
+
+/// Scales, caps and masks one row in place; its maximum.
+template <bool kCap>
+float score_row(const SoftmaxTile& t, float* s, const std::uint64_t* bits) {
+  const Units units(t.scoring);
   const std::int64_t free = unmasked(bits, t.keys);
   F top = splat(kMinusInfinity);
   for (std::int64_t j = 0; j < columns(t.keys); j += kLanes) {
-    F x = load(s + j);
-    if (t.cap != 0.0F) x = height * tanh(x * inverse);
+    F x = load(s + j) * units.inner;
+    if constexpr (kCap) x = units.outer * tanh(x);
     if (j >= free) x = select(visible(bits, j, t.keys), x, splat(kMinusInfinity));
-    if (t.cap != 0.0F || j >= free) store(s + j, x);
+    store(s + j, x);
     top = max(top, x);
   }
   return max_lanes(top);
@@ -107,7 +117,8 @@ void softmax(const SoftmaxTile& t) {
   for (std::int64_t i = 0; i < t.rows; ++i) {
     float* s = t.s + i * t.stride;
     const std::uint64_t* bits = t.bits == nullptr ? nullptr : t.bits + i * t.words;
-    const float top = prepare_row(t, s, bits);
+    const bool cap = t.scoring.cap != 0.0F;
+    const float top = cap ? score_row<true>(t, s, bits) : score_row<false>(t, s, bits);
     const float old = t.max[i];
     const float now = top > old ? top : old;
     const float against = now == kMinusInfinity ? 0.0F : now;  // merge.h: reference()
@@ -139,14 +150,13 @@ void gradient_row(const GradientTile& t, std::int64_t i) {
   const std::int64_t free = unmasked(bits, t.keys);
   const F lse = splat(t.lse[i]);
   const F delta = splat(t.delta[i]);
-  const F inverse = splat(kCap ? 1.0F / t.cap : 0.0F);
-  const F height = splat(t.cap * kLog2e);
+  const Units units(t.scoring);
   for (std::int64_t j = 0; j < columns(t.keys); j += kLanes) {
-    F x = load(s + j);
+    F x = load(s + j) * units.inner;
     F slope = splat(1.0F);
     if constexpr (kCap) {
-      const F u = tanh(x * inverse);
-      x = height * u;
+      const F u = tanh(x);
+      x = units.outer * u;
       slope = 1.0F - u * u;
     }
     F p = exp2(x - lse);
@@ -164,7 +174,7 @@ void gradient_row(const GradientTile& t, std::int64_t i) {
 
 void gradient(const GradientTile& t) {
   for (std::int64_t i = 0; i < t.rows; ++i) {
-    if (t.cap != 0.0F) {
+    if (t.scoring.cap != 0.0F) {
       gradient_row<true>(t, i);
     } else {
       gradient_row<false>(t, i);
@@ -209,7 +219,7 @@ bool widen(const Widen& w) {
     for (std::int64_t j = 0; j < padded(w.columns); j += kLanes) {
       const F x = j < w.columns ? widen_some(w.format, row, j, w.columns) : F{};
       poison += x * 0.0F;
-      store(w.dst + j / kPanel * w.capacity * kPanel + i * kPanel + j % kPanel, x * w.factor);
+      store(w.dst + j / kPanel * w.capacity * kPanel + i * kPanel + j % kPanel, x);
     }
   }
   return sum_lanes(poison) == 0.0F;
@@ -228,7 +238,7 @@ bool widen_transposed(const Widen& w) {
     for (std::int64_t j = 0; j < w.columns; j += kLanes) {
       const F x = widen_some(w.format, row, j, w.columns);
       poison += x * 0.0F;
-      store(lanes, x * w.factor);
+      store(lanes, x);
       const std::int64_t left = w.columns - j < kLanes ? w.columns - j : kLanes;
       for (std::int64_t l = 0; l < left; ++l) column[(j + l) * kPanel] = lanes[l];
     }

@@ -31,15 +31,21 @@ struct Product {
   bool accumulate;
 };
 
-/// A tile of scores on its way to weights. Scores come in as products of scaled queries and keys:
-/// in units of log2 without a soft cap, in natural units with one.
+/// How products of queries and keys become scores in units of log2. The scale is applied to the
+/// product, not to the queries: sums of 16-bit products are often exact, scaled queries are not.
+struct Scoring {
+  float scale;
+  float cap;  // 0: none
+};
+
+/// A tile of scores on its way to weights.
 struct SoftmaxTile {
-  float* s;  // [rows][stride]; out: weights, 0 where masked and in the padding
+  float* s;  // [rows][stride]; in: products; out: weights, 0 where masked or padding
   std::int64_t stride;
   std::int64_t rows, keys;    // keys < padded(keys): the rest is masked
   const std::uint64_t* bits;  // [rows][words], or null: all visible
   std::int64_t words;
-  float cap;      // 0: none
+  Scoring scoring;
   float* max;     // [rows], log2 units, in and out
   float* sum;     // [rows], in and out
   float* factor;  // [rows], out: what the accumulators are to be multiplied by
@@ -47,25 +53,24 @@ struct SoftmaxTile {
 
 /// The backward's elementwise pass: P = exp2(s - lse), dS = P * (dP - delta) * slope.
 struct GradientTile {
-  float* s;   // in: as above; out: P
+  float* s;   // in: products; out: P
   float* dp;  // in: dO V^T; out: dS
   std::int64_t stride;
   std::int64_t rows, keys;
   const std::uint64_t* bits;
   std::int64_t words;
-  float cap;
+  Scoring scoring;
   const float* lse;    // [rows], log2 units, +inf: the row has no weight anywhere
   const float* delta;  // [rows]
 };
 
-/// Rows of a tensor to float32 panels: dst element (i, j) = factor * src(i, j), rows i < `rows`,
+/// Rows of a tensor to float32 panels: dst element (i, j) = src(i, j), rows i < `rows`,
 /// columns j < `columns`, zeros up to padded(columns). `capacity`: rows of the panel matrix.
 struct Widen {
   Format format;
   const void* src;
   std::int64_t src_row;  // elements between rows
   std::int64_t rows, columns;
-  float factor;
   float* dst;
   std::int64_t capacity;
 };

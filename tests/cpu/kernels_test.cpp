@@ -7,6 +7,7 @@
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <numbers>
 #include <random>
 #include <vector>
 
@@ -44,7 +45,8 @@ double worst(std::uint32_t lo, std::uint32_t hi, std::uint32_t step, F f, Exact 
   return most;
 }
 
-constexpr double kUlp = 0x1p-24;  // half a unit in the last place, relative
+constexpr float kLn2 = std::numbers::ln2_v<float>;  // products are then scores in log2 units
+constexpr double kUlp = 0x1p-24;                    // half a unit in the last place, relative
 
 TEST_P(Kernels, Exp2IsWithinThreeHalfUlpsOverItsRange) {
   const auto exact = [](double x) { return std::exp2(x); };
@@ -92,8 +94,7 @@ TEST_P(Kernels, WidensEvery16BitValueExactly) {
     std::vector<std::uint16_t> all(1 << 16);
     for (std::size_t i = 0; i < all.size(); ++i) all[i] = static_cast<std::uint16_t>(i);
     std::vector<float> wide(all.size());
-    EXPECT_FALSE(
-        table().widen({format(dtype), all.data(), 16, 1 << 12, 16, 1.0F, wide.data(), 1 << 12}));
+    EXPECT_FALSE(table().widen({format(dtype), all.data(), 16, 1 << 12, 16, wide.data(), 1 << 12}));
     for (std::size_t i = 0; i < all.size(); ++i) {
       const double expected = load(dtype, all.data(), static_cast<std::int64_t>(i));
       if (std::isnan(expected)) {
@@ -109,15 +110,15 @@ TEST_P(Kernels, WidenNoticesWhatIsNotFiniteAndPadsWithZeros) {
   for (const std::int64_t columns : {1, 5, 16, 19, 33}) {
     std::vector<float> src(static_cast<std::size_t>(3 * 40), 2.0F);
     std::vector<float> dst(static_cast<std::size_t>(padded(columns) * 4), -7.0F);
-    const Widen w{Format::kFloat32, src.data(), 40, 3, columns, 0.5F, dst.data(), 4};
+    const Widen w{Format::kFloat32, src.data(), 40, 3, columns, dst.data(), 4};
     EXPECT_TRUE(table().widen(w));
     for (std::int64_t j = 0; j < padded(columns); ++j) {
-      const float expected = j < columns ? 1.0F : 0.0F;
+      const float expected = j < columns ? 2.0F : 0.0F;
       EXPECT_EQ(dst[static_cast<std::size_t>(j / 16 * 64 + 2 * 16 + j % 16)], expected);
     }
     src[static_cast<std::size_t>(2 * 40 + columns - 1)] = std::numeric_limits<float>::infinity();
     EXPECT_FALSE(table().widen(w));
-    EXPECT_FALSE(table().widen_transposed({Format::kFloat32, src.data(), 40, 3, columns, 1.0F,
+    EXPECT_FALSE(table().widen_transposed({Format::kFloat32, src.data(), 40, 3, columns,
                                            std::vector<float>(16 * 40).data(), columns}));
     src[static_cast<std::size_t>(2 * 40 + columns - 1)] = 0.0F;
     src[static_cast<std::size_t>(2 * 40 + columns)] = std::nanf("");  // beyond: not looked at
@@ -178,15 +179,16 @@ TEST_P(Kernels, SoftmaxKeepsItsStateOverTilesAndIgnoresMaskedScores) {
   float max = -std::numeric_limits<float>::infinity();
   float sum = 0.0F;
   float factor = 0.0F;
-  table().softmax({first.data(), stride, 1, keys, nullptr, 0, 0.0F, &max, &sum, &factor});
-  EXPECT_EQ(max, 3.0F);
+  table().softmax({first.data(), stride, 1, keys, nullptr, 0, {kLn2, 0.0F}, &max, &sum, &factor});
+  EXPECT_FLOAT_EQ(max, 3.0F);
   EXPECT_EQ(sum, 37.0F);
   EXPECT_EQ(first[36], 1.0F);
   EXPECT_EQ(first[37], 0.0F);
-  table().softmax({second.data(), stride, 1, keys, bits.data(), 1, 0.0F, &max, &sum, &factor});
-  EXPECT_EQ(max, 5.0F);
-  EXPECT_EQ(factor, 0.25F);
-  EXPECT_EQ(sum, 37.0F * 0.25F + 3.0F);
+  table().softmax(
+      {second.data(), stride, 1, keys, bits.data(), 1, {kLn2, 0.0F}, &max, &sum, &factor});
+  EXPECT_FLOAT_EQ(max, 5.0F);
+  EXPECT_FLOAT_EQ(factor, 0.25F);
+  EXPECT_FLOAT_EQ(sum, 37.0F * 0.25F + 3.0F);
   EXPECT_EQ(second[2], 0.0F);
   EXPECT_EQ(second[4], 0.0F);
 }
@@ -197,7 +199,7 @@ TEST_P(Kernels, RowsThatSeeNothingKeepAnEmptyState) {
   float max = -std::numeric_limits<float>::infinity();
   float sum = 0.0F;
   float factor = 0.0F;
-  table().softmax({s.data(), 48, 1, 20, &none, 1, 0.0F, &max, &sum, &factor});
+  table().softmax({s.data(), 48, 1, 20, &none, 1, {kLn2, 0.0F}, &max, &sum, &factor});
   EXPECT_EQ(max, -std::numeric_limits<float>::infinity());
   EXPECT_EQ(sum, 0.0F);
   EXPECT_EQ(factor, 1.0F);

@@ -252,10 +252,11 @@ TEST(Ring, DifferentOptionsAreRefusedOnEveryRankBeforeDataMoves) {
     options.mask = Mask::window(r == 1 ? 5 : 4, 0);
     RingAttention attention(c, problem, options);
   });
+  const std::string text =
+      "sliding_window left: expected the same on every rank, got 4 on rank 0 and 5 on rank 1";
   for (const std::string& e : errors) {
-    EXPECT_EQ(e,
-              "sliding_window left: expected the same on every rank, got 4 on rank 0 and 5 on "
-              "rank 1");
+    // A rank may hear of it from a faster one before it has seen all records itself.
+    EXPECT_TRUE(e.ends_with(text)) << e;
   }
 }
 
