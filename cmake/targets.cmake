@@ -18,6 +18,12 @@ function(ringattn_target target)
   endif()
 endfunction()
 
+# ringattn_quick_build(<target>): code that is never hot, and slow to compile for the headers that it
+# includes, is optimised less while developing.
+function(ringattn_quick_build target)
+  target_compile_options(${target} PRIVATE $<$<CONFIG:RelWithDebInfo>:-O1> $<$<CONFIG:RelWithDebInfo>:-g1>)
+endfunction()
+
 # ringattn_library(<target> <sources>...): a static library, or an interface while there are no
 # sources. Never installed.
 function(ringattn_library target)
