@@ -9,6 +9,7 @@
 #include "arguments.h"
 #include "backend.h"
 #include "block.h"
+#include "comm/alone.h"
 #include "counts.h"
 #include "handshake.h"
 #include "plan.h"
@@ -18,22 +19,6 @@
 
 namespace ringattn {
 namespace {
-
-/// A ring of one: nothing to send, nobody to wait for.
-class Alone final : public Communicator {
- public:
-  int rank() const noexcept override { return 0; }
-  int size() const noexcept override { return 1; }
-  std::string_view name() const noexcept override { return "none"; }
-  bool hands_over() const noexcept override { return true; }
-  Ticket shift(std::span<const std::byte>, std::span<std::byte>, std::size_t, int,
-               Stream) override {
-    return 0;
-  }
-  std::span<const std::byte> wait(Ticket, Stream) override { return {}; }
-  void finish(Ticket, Stream) override {}
-  void abort(std::string_view) noexcept override {}
-};
 
 struct AlignedDelete {
   void operator()(std::byte* p) const {
@@ -73,6 +58,9 @@ struct RingAttention::Impl {
   template <class Args>
   PairSchedule prepare(Pass pass, const Args& args, const Workspace& w);
   const Route& agree_on_route(const Workspace& w, Stream stream);
+  template <class Args>
+  KeyBlock block_of(const Args& args, const Step& step, std::span<const std::byte> message,
+                    const Workspace& w) const;
   void complete(PairSchedule& schedule, const Step& step, const KeyBlock& block,
                 const Workspace& w) const;
   template <class Args>
@@ -156,6 +144,15 @@ const Route& RingAttention::Impl::agree_on_route(const Workspace& w, Stream stre
   return route;
 }
 
+/// What a step works on: this rank's own keys where they lie, or those of a message.
+template <class Args>
+KeyBlock RingAttention::Impl::block_of(const Args& args, const Step& step,
+                                       std::span<const std::byte> message,
+                                       const Workspace& w) const {
+  return step.offset == 0 ? own_block(plan, args.key, args.value, w)
+                          : unpack(plan, step.owner, message);
+}
+
 /// The schedule's key side for one block.
 void RingAttention::Impl::complete(PairSchedule& schedule, const Step& step, const KeyBlock& block,
                                    const Workspace& w) const {
@@ -200,15 +197,14 @@ PassCounts RingAttention::Impl::forward(const ForwardArgs& args, std::span<std::
   TravellingBlocks blocks(ring, plan, w, stream);
   PassCounts counts;
   try {
-    const Traffic traffic = run_ring(
-        turn, blocks, nullptr,
-        [&](const Step& step, std::span<const std::byte> message, std::span<std::byte>) {
-          const KeyBlock block = step.offset == 0 ? own_block(plan, args.key, args.value, w)
-                                                  : unpack(plan, step.owner, message);
-          complete(schedule, step, block, w);
-          counts += plan.backend().forward(
-              {context(args, schedule, block, step, w, stream), args.out, args.lse});
-        });
+    const Traffic traffic =
+        run_ring(turn, blocks, nullptr,
+                 [&](const Step& step, std::span<const std::byte> message, std::span<std::byte>) {
+                   const KeyBlock block = block_of(args, step, message, w);
+                   complete(schedule, step, block, w);
+                   counts += plan.backend().forward(
+                       {context(args, schedule, block, step, w, stream), args.out, args.lse});
+                 });
     return total(Pass::kForward, counts, traffic);
   } catch (const std::exception& error) {
     ring.abort(error.what());
@@ -232,8 +228,7 @@ PassCounts RingAttention::Impl::backward(const BackwardArgs& args, std::span<std
     traffic = run_ring(
         turn, blocks, &sums,
         [&](const Step& step, std::span<const std::byte> message, std::span<std::byte> part) {
-          const KeyBlock block = step.offset == 0 ? own_block(plan, args.key, args.value, w)
-                                                  : unpack(plan, step.owner, message);
+          const KeyBlock block = block_of(args, step, message, w);
           complete(schedule, step, block, w);
           counts += plan.backend().backward(
               {context(args, schedule, block, step, w, stream), args.out, args.lse, args.dout,

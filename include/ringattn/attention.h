@@ -33,7 +33,8 @@ struct Problem {
   Device device = Device::kCpu;
 };
 
-/// Tile hints: results are equal within tolerance whatever they are. 0: the backend's choice.
+/// Tile hints: results are equal within tolerance whatever they are. 0: the backend's choice; what
+/// is above its largest tile is cut to that.
 struct TileHint {
   std::int64_t q_blocksize = 0;
   std::int64_t kv_blocksize = 0;

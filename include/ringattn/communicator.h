@@ -56,7 +56,8 @@ class Communicator {
   virtual void abort(std::string_view reason) noexcept = 0;
 };
 
-/// How long one wait may last before the peer counts as lost.
+/// How long one wait may last before the peer counts as lost. A peer that computes is silent too:
+/// the deadline must be longer than one hop takes.
 inline constexpr std::chrono::milliseconds kDefaultTimeout = std::chrono::minutes(5);
 
 /// A ring of n ranks inside this process, each to be driven by its own thread. Transfers hand

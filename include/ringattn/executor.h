@@ -30,7 +30,8 @@ class Executor {
   virtual int threads() const noexcept = 0;
 
   /// Calls task(i) once for every i in [0, n), in any order, on at most threads() threads at
-  /// once for this call, and returns when all are done. Safe to call from several threads.
+  /// once for this call, and returns when all are done. Safe to call from several threads. Tasks
+  /// throw nothing and never call run() themselves; a task may wait for one that has started.
   virtual void run(std::int64_t n, TaskRef task) = 0;
 };
 

@@ -12,6 +12,7 @@
 
 #include "counts.h"
 #include "cpu/cpu.h"
+#include "cpu/tickets.h"
 #include "dtype.h"
 #include "merge.h"
 #include "workspace.h"
@@ -291,7 +292,7 @@ class Task {
   const BackwardStep& step_;
   const Problem& p_;
   const Pieces& w_;
-  const Scratch& x_;
+  Scratch x_;
   const KernelTable& k_;
   TileShape shape_;
   std::int64_t stride_, d_, v_, b_, g_, j_;
@@ -332,30 +333,17 @@ PassCounts backward(const BackwardStep& step) {
     std::construct_at(w.progress + n, -1);
   }
   const std::int64_t planes = p.batch * p.kv_heads;
-  const std::int64_t tasks = planes * step.schedule.keys.count();
-  const std::int64_t workers = std::min<std::int64_t>(step.executor.threads(), tasks);
-  std::atomic<std::int64_t> next{0};
-  std::atomic<std::int64_t> visited{0};
-  std::atomic<std::int64_t> full{0};
-  std::atomic<std::int64_t> pairs{0};
-  step.executor.run(workers, [&](std::int64_t worker) {
-    Carver own({w.scratch + static_cast<std::size_t>(worker) * w.scratch_bytes, w.scratch_bytes});
-    const Scratch scratch = carve_scratch(step.plan, own);
-    PassCounts counts;
-    // Key tiles in order, neighbours in different heads: threads seldom meet at one dQ tile.
-    for (std::int64_t t = next++; t < tasks; t = next++) {
-      Task(step, w, scratch, k, t % planes, t / planes).run(counts);
-    }
-    visited += counts.tiles.visited;
-    full += counts.tiles.full;
-    pairs += counts.pairs;
-  });
+  PassCounts counts = run_tickets(
+      step.executor, planes * step.schedule.keys.count(),
+      [&](std::int64_t worker, std::int64_t ticket, PassCounts& own) {
+        Carver scratch(
+            {w.scratch + static_cast<std::size_t>(worker) * w.scratch_bytes, w.scratch_bytes});
+        // Key tiles in order, neighbours in different heads: threads seldom meet at one dQ tile.
+        Task(step, w, carve_scratch(step.plan, scratch), k, ticket % planes, ticket / planes)
+            .run(own);
+      });
   if (step.last) finish_queries(step, w);
-  PassCounts counts;
-  counts.tiles.visited = visited;
-  counts.tiles.full = full;
-  counts.pairs = pairs;
-  counts.flops = flops(p, Pass::kBackward, pairs);
+  counts.flops = flops(p, Pass::kBackward, counts.pairs);
   return counts;
 }
 

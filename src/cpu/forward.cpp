@@ -3,12 +3,12 @@
 // and values are packed once per step and shared by all query tiles and heads of a group; each
 // task owns one (batch row, head, query tile), so no result depends on how tasks are spread.
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <numbers>
 
 #include "counts.h"
 #include "cpu/cpu.h"
+#include "cpu/tickets.h"
 #include "merge.h"
 #include "workspace.h"
 
@@ -224,7 +224,7 @@ class Task {
   const ForwardStep& step_;
   const Problem& p_;
   const Pieces& w_;
-  const Scratch& x_;
+  Scratch x_;
   const KernelTable& k_;
   std::int64_t b_, h_, g_;
   Tile tile_;
@@ -246,31 +246,18 @@ PassCounts forward(const ForwardStep& step) {
   const Pieces w = carve(step.plan, carver);
   pack(step, w, k);
   const std::int64_t tiles = step.schedule.queries.count();
-  const std::int64_t tasks = p.batch * p.query_heads * tiles;
-  const std::int64_t workers = std::min<std::int64_t>(step.executor.threads(), tasks);
-  std::atomic<std::int64_t> next{0};
-  std::atomic<std::int64_t> visited{0};
-  std::atomic<std::int64_t> full{0};
-  std::atomic<std::int64_t> pairs{0};
-  step.executor.run(workers, [&](std::int64_t worker) {
-    Carver own({w.scratch + static_cast<std::size_t>(worker) * w.scratch_bytes, w.scratch_bytes});
-    const Scratch scratch = carve_scratch(step.plan, own);
-    PassCounts counts;
-    for (std::int64_t t = next++; t < tasks; t = next++) {
-      // Late query tiles first: under a causal mask they are the longest.
-      Task(step, w, scratch, k, t % (p.batch * p.query_heads),
-           tiles - 1 - t / (p.batch * p.query_heads))
-          .run(counts);
-    }
-    visited += counts.tiles.visited;
-    full += counts.tiles.full;
-    pairs += counts.pairs;
-  });
-  PassCounts counts;
-  counts.tiles.visited = visited;
-  counts.tiles.full = full;
-  counts.pairs = pairs;
-  counts.flops = flops(p, Pass::kForward, pairs);
+  const std::int64_t planes = p.batch * p.query_heads;
+  PassCounts counts =
+      run_tickets(step.executor, planes * tiles,
+                  [&](std::int64_t worker, std::int64_t ticket, PassCounts& own) {
+                    Carver scratch({w.scratch + static_cast<std::size_t>(worker) * w.scratch_bytes,
+                                    w.scratch_bytes});
+                    // Late query tiles first: under a causal mask they are the longest.
+                    Task(step, w, carve_scratch(step.plan, scratch), k, ticket % planes,
+                         tiles - 1 - ticket / planes)
+                        .run(own);
+                  });
+  counts.flops = flops(p, Pass::kForward, counts.pairs);
   return counts;
 }
 

@@ -25,11 +25,19 @@ using F = float __attribute__((vector_size(kBytes)));
 using I = std::int32_t __attribute__((vector_size(kBytes)));
 using U = std::uint32_t __attribute__((vector_size(kBytes)));
 using H = std::uint16_t __attribute__((vector_size(kBytes / 2)));
-using Loose = float __attribute__((vector_size(kBytes), aligned(4), may_alias));
-using LooseH = std::uint16_t __attribute__((vector_size(kBytes / 2), aligned(2), may_alias));
 
-inline F load(const float* p) { return *reinterpret_cast<const Loose*>(p); }
-inline void store(float* p, F x) { *reinterpret_cast<Loose*>(p) = x; }
+// Copies, because memory is aligned to its elements only; they compile to unaligned moves.
+inline F load(const float* p) {
+  F x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return x;
+}
+inline H load(const std::uint16_t* p) {
+  H x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return x;
+}
+inline void store(float* p, F x) { __builtin_memcpy(p, &x, sizeof x); }
 inline F splat(float x) { return x - F{}; }
 inline I splat_int(std::int32_t x) { return x - I{}; }
 inline F as_float(I x) { return reinterpret_cast<F>(x); }
@@ -110,12 +118,12 @@ inline F tanh(F x) {
 
 /// 16-bit formats to float, exactly; subnormals, infinities and NaN included.
 inline F widen_bf16(const std::uint16_t* p) {
-  const U bits = __builtin_convertvector(H(*reinterpret_cast<const LooseH*>(p)), U) << 16;
+  const U bits = __builtin_convertvector(load(p), U) << 16;
   return reinterpret_cast<F>(bits);
 }
 
 inline F widen_f16(const std::uint16_t* p) {
-  const U h = __builtin_convertvector(H(*reinterpret_cast<const LooseH*>(p)), U);
+  const U h = __builtin_convertvector(load(p), U);
   const U magnitude = (h & 0x7FFFU) << 13;
   const F scaled = reinterpret_cast<F>(magnitude) * 0x1p112F;  // moves the exponent's bias
   const U special = reinterpret_cast<U>((h & 0x7C00U) == 0x7C00U) & 0x7F800000U;

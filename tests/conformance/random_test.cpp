@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Random cases over every field, as `ringattn check --random` draws them. The seeds are fixed, so
-// a failure repeats.
+// Random cases over every field, as `ringattn check --random` draws them, on every instruction set
+// of this machine in turn. The seeds are fixed, so a failure repeats.
 #include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
 
 #include "support/conformance.h"
 
@@ -16,9 +19,11 @@ TEST_P(RandomCases, MatchFloat64) {
   CheckSettings settings;
   static const auto three_threads = make_thread_pool(3);
   settings.other_executor = three_threads;
+  static const std::vector<std::string> isas = backends().front().instruction_sets;
   for (std::uint64_t seed = first; seed < first + kCasesPerTest; ++seed) {
     const Case c = random_case(seed);
-    SCOPED_TRACE("ringattn check " + to_string(c));
+    settings.backend = "cpu:" + isas[seed % isas.size()];
+    SCOPED_TRACE("ringattn check " + to_string(c) + " --isa " + isas[seed % isas.size()]);
     const CheckReport report = check_case(c, settings);
     EXPECT_TRUE(report.ok()) << report.message();
   }

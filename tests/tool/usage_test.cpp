@@ -77,6 +77,8 @@ TEST(Usage, ValuesOutsideTheirRangeAreRefused) {
 }
 
 TEST(Usage, CombinationsThatMeanNothingAreRefused) {
+  expect_error({"check", "sq8_d4", "--backend", "reference", "--isa", "baseline"}, kUsage, "--isa");
+  expect_error({"check", "sq8_d4", "--isa", "mmx"}, kUnsupported, "mmx is not an instruction set");
   expect_error({"run", "in", "-o", "out", "--grad-dtype", "f32"}, kUsage, "--grad-dtype");
   expect_error({"run", "in", "-o", "out", "--grad-dtype", "input"}, kUsage, "--grad-dtype");
   expect_error({"run", "in", "-o", "out", "--fused-backward"}, kUsage, "--fused-backward");

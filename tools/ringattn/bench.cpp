@@ -82,7 +82,7 @@ struct Bench {
     const PassCounts sum = total(ranks);
     const double median = quantile(times, 0.5);
     const double gflops = median > 0.0 ? static_cast<double>(sum.flops) / median / 1e6 : 0.0;
-    const std::string isa = isa_of(result.backend);
+    const std::string isa = isa_of(settings, result.backend);
     const double peak = peaks.of(isa, threads);
     results.push_back({{"case", support::to_string(c)},
                        {"pass", pass},

@@ -52,7 +52,7 @@ Settings settings_of(const support::Case& c, const Settings& settings) {
 Options options_of(const support::Case& c, const support::CaseData& data,
                    const Settings& settings) {
   Options options = support::make_options(c, data);
-  options.backend = settings.backend;
+  options.backend = settings.library_backend();
   options.executor = library_options(settings).executor;
   return options;
 }
@@ -60,6 +60,7 @@ Options options_of(const support::Case& c, const support::CaseData& data,
 std::string repeat_command(const support::Case& c, const Settings& s) {
   std::string command = "ringattn check " + support::to_string(c);
   if (s.backend != "auto") command += " --backend " + s.backend;
+  if (!s.isa.empty()) command += " --isa " + s.isa;
   if (s.given.contains("--threads")) command += " --threads " + std::to_string(s.threads);
   if (s.grad_f32) command += " --grad-dtype f32";
   return command;

@@ -162,6 +162,8 @@ void add_machine(Builder& b) {
           [](Settings& s, const std::string& text) {
             s.backend = one_of("--backend", text, {"auto", "reference", "cpu", "cuda"});
           });
+  b.value("--isa", "NAME", "force an instruction set of the backend cpu (see ringattn info)",
+          [](Settings& s, const std::string& text) { s.isa = text; });
   b.value("--threads", "T", "threads of this process (default: all cores)",
           [](Settings& s, const std::string& text) {
             s.threads = static_cast<int>(parse_integer("--threads", text, 1, kMostThreads));

@@ -45,6 +45,11 @@ struct Settings {
   Layout layout = Layout::kContiguous;
   std::string communicator = "local";
   std::string backend = "auto";
+  std::string isa;  // forced instruction set of the backend cpu; empty: the machine's best
+
+  /// As ringattn::Options::backend has it.
+  std::string library_backend() const { return isa.empty() ? backend : "cpu:" + isa; }
+
   int threads = 0;  // 0: all cores
   std::chrono::milliseconds timeout = kDefaultTimeout;
 

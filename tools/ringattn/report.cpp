@@ -39,7 +39,8 @@ std::string pass_row(const char* pass, double milliseconds, const std::vector<Pa
 
 }  // namespace
 
-std::string isa_of(const std::string& backend) {
+std::string isa_of(const Settings& settings, const std::string& backend) {
+  if (!settings.isa.empty()) return settings.isa;
   for (const BackendInfo& info : backends()) {
     if (info.name == backend && !info.instruction_sets.empty()) {
       return info.instruction_sets.front();
@@ -72,7 +73,7 @@ nlohmann::json report_json(const Settings& settings, const Inputs& inputs,
           {"shapes", shapes},
           {"backend",
            {{"name", result.backend},
-            {"isa", isa_of(result.backend)},
+            {"isa", isa_of(settings, result.backend)},
             {"reason", result.backend_reason}}},
           {"ring",
            {{"size", settings.ring},
@@ -89,7 +90,8 @@ std::string report_text(const Settings& settings, const Inputs& inputs,
       "ring of {}, {}, backend {} ({}): {}\n",
       to_string(inputs.find("query")->shape()), to_string(inputs.find("key")->shape()),
       to_string(inputs.find("value")->shape()), name(inputs.problem.dtype), settings.ring,
-      name(settings.layout), result.backend, isa_of(result.backend), result.backend_reason);
+      name(settings.layout), result.backend, isa_of(settings, result.backend),
+      result.backend_reason);
   text += fmt::format("{:<9}{:>10}{:>6}{:>14}{:>10}{:>10}{:>10}{:>10}\n", "pass", "ms", "hops",
                       "bytes sent", "visited", "full", "skipped", "GFLOP/s");
   text += pass_row("forward", result.forward_ms, result.forward);

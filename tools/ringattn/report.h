@@ -13,8 +13,8 @@
 
 namespace ringattn::tool {
 
-/// Of the first instruction set of a backend; "portable" if it names none.
-std::string isa_of(const std::string& backend);
+/// The instruction set asked for, or the backend's first; "portable" if it names none.
+std::string isa_of(const Settings& settings, const std::string& backend);
 
 /// All ranks together: hops of the busiest one, everything else summed.
 PassCounts total(const std::vector<PassCounts>& ranks);

@@ -42,6 +42,9 @@ void check_combinations(const Settings& s) {
   if (s.given.contains("--grad-dtype") && !s.backward) {
     invalid("--grad-dtype: expected with --backward, got it alone");
   }
+  if (!s.isa.empty() && s.backend != "auto" && s.backend != "cpu") {
+    invalid("--isa: expected with --backend cpu or auto, got --backend " + s.backend);
+  }
   if (s.command == Command::kRun && s.fused_backward && !s.backward) {
     invalid("--fused-backward: expected with --backward, got it alone");
   }
@@ -90,7 +93,7 @@ Options library_options(const Settings& s) {
   options.backward_tiles = options.forward_tiles;
   options.fused_backward = s.fused_backward;
   options.deterministic = s.deterministic;
-  options.backend = s.backend;
+  options.backend = s.library_backend();
   if (s.threads > 0) options.executor = make_thread_pool(s.threads);
   return options;
 }
@@ -111,6 +114,7 @@ nlohmann::json to_json(const Settings& s) {
           {"layout", name(s.layout)},
           {"communicator", s.communicator},
           {"backend", s.backend},
+          {"isa", s.isa.empty() ? nlohmann::json() : nlohmann::json(s.isa)},
           {"threads", s.threads > 0 ? s.threads : default_executor()->threads()},
           {"dtype", s.dtype ? nlohmann::json(name(*s.dtype)) : nlohmann::json()},
           {"backward", s.backward},
