@@ -24,6 +24,13 @@ function(ringattn_quick_build target)
   target_compile_options(${target} PRIVATE $<$<CONFIG:RelWithDebInfo>:-O1> $<$<CONFIG:RelWithDebInfo>:-g1>)
 endfunction()
 
+# ringattn_fuzzed(<target>): code that reads what comes from outside; fuzzers watch where it goes.
+function(ringattn_fuzzed target)
+  if(RINGATTN_BUILD_FUZZ)
+    target_compile_options(${target} PRIVATE -fsanitize=fuzzer-no-link)
+  endif()
+endfunction()
+
 # ringattn_library(<target> <sources>...): a static library, or an interface while there are no
 # sources. Never installed.
 function(ringattn_library target)
