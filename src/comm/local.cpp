@@ -52,6 +52,10 @@ class LocalCommunicator final : public Communicator {
 
   ~LocalCommunicator() override {
     const std::lock_guard lock(ring_->mutex);
+    // Whoever goes, reads no more: what it never finished must not hold its senders.
+    for (auto& [ticket, transfer] : transfers_) {
+      if (transfer.received != nullptr) transfer.received->released = true;
+    }
     ring_->left[static_cast<std::size_t>(rank_)] = 1;
     ring_->changed.notify_all();
   }

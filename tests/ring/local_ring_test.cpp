@@ -173,6 +173,22 @@ TEST(LocalRing, FinishWaitsUntilTheReaderIsDoneEvenAfterAnAbort) {
   });
 }
 
+TEST(LocalRing, AReaderThatGoesWithoutFinishingHoldsNobody) {
+  std::atomic<bool> gone{false};
+  std::vector<int> data(2, 7);
+  auto ring = make_local_ring(2, milliseconds(60000));
+  const auto ticket = ring[0]->shift(bytes_of(data), {}, 0, 1, {});
+  ring[1]->wait(ring[1]->shift({}, {}, 8, 1, {}), {});
+  std::thread sender([&] {
+    EXPECT_NO_THROW(ring[0]->finish(ticket, {}));
+    EXPECT_TRUE(gone);
+  });
+  std::this_thread::sleep_for(milliseconds(20));
+  gone = true;
+  ring[1].reset();
+  sender.join();
+}
+
 TEST(LocalRing, NeedsAtLeastOneRank) {
   EXPECT_THROW(make_local_ring(0), Error);
   EXPECT_EQ(make_local_ring(1)[0]->size(), 1);
