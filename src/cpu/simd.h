@@ -6,6 +6,9 @@
 
 #include <cstdint>
 
+// One compilation includes this header, and must share nothing of it with another; x != x is the
+// vectors' isnan.
+// NOLINTBEGIN(google-build-namespaces, misc-definitions-in-headers, misc-redundant-expression)
 namespace ringattn::cpu {
 namespace {
 
@@ -133,3 +136,4 @@ inline F widen_f16(const std::uint16_t* p) {
 
 }  // namespace
 }  // namespace ringattn::cpu
+// NOLINTEND(google-build-namespaces, misc-definitions-in-headers, misc-redundant-expression)

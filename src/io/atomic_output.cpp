@@ -72,7 +72,7 @@ std::string create_beside(const std::string& path, AtomicOutput::Kind kind) {
   for (int attempt = 0; attempt < 100; ++attempt) {
     const std::string name =
         ".ringattn-" + std::to_string(::getpid()) + "-" + std::to_string(now + attempt) + ".tmp";
-    const std::string temporary = (parent / name).string();
+    std::string temporary = (parent / name).string();
     if (kind == AtomicOutput::Kind::kFolder) {
       if (::mkdir(temporary.c_str(), 0777) == 0) return temporary;
     } else {
