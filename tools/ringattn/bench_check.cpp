@@ -40,7 +40,7 @@ double checked_error(const support::Case& c, const Settings& settings) {
   const support::Case small = checkable(c);
   const support::CaseData data = support::make_data(small);
   support::CheckSettings how;
-  how.backend = settings.library_backend();
+  how.backend = settings.backend_option();
   how.timeout = settings.timeout;
   const support::CheckReport report =
       support::check_problem(support::make_problem(small), options_of(small, data, settings),

@@ -52,7 +52,7 @@ Settings settings_of(const support::Case& c, const Settings& settings) {
 Options options_of(const support::Case& c, const support::CaseData& data,
                    const Settings& settings) {
   Options options = support::make_options(c, data);
-  options.backend = settings.library_backend();
+  options.backend = settings.backend_option();
   options.executor = library_options(settings).executor;
   return options;
 }

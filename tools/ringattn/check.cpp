@@ -30,7 +30,7 @@ struct Checked {
 
 support::CheckSettings check_settings(const Settings& s) {
   support::CheckSettings settings;
-  settings.backend = s.library_backend();
+  settings.backend = s.backend_option();
   settings.timeout = s.timeout;
   if (s.grad_f32) settings.grad_dtype = DType::kFloat32;
   settings.other_executor = make_thread_pool(s.threads == 3 ? 2 : 3);

@@ -48,7 +48,7 @@ struct Settings {
   std::string isa;  // forced instruction set of the backend cpu; empty: the machine's best
 
   /// As ringattn::Options::backend has it.
-  std::string library_backend() const { return isa.empty() ? backend : "cpu:" + isa; }
+  std::string backend_option() const { return isa.empty() ? backend : "cpu:" + isa; }
 
   int threads = 0;  // 0: all cores
   std::chrono::milliseconds timeout = kDefaultTimeout;

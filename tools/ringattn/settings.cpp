@@ -93,7 +93,7 @@ Options library_options(const Settings& s) {
   options.backward_tiles = options.forward_tiles;
   options.fused_backward = s.fused_backward;
   options.deterministic = s.deterministic;
-  options.backend = s.library_backend();
+  options.backend = s.backend_option();
   if (s.threads > 0) options.executor = make_thread_pool(s.threads);
   return options;
 }
