@@ -14,8 +14,8 @@ namespace ringattn {
 namespace {
 
 constexpr std::int64_t kBlock = BlockBitmap::kBlock;
-constexpr std::int32_t kEmptyBlock = -1;
-constexpr std::int32_t kFullBlock = -2;
+constexpr std::int32_t kEmptyBlock = BitmapView::kEmptyBlock;
+constexpr std::int32_t kFullBlock = BitmapView::kFullBlock;
 
 // Kinds take 4 bytes a block: 2^28 of them are 1 GiB, a dense mask of a million by a million.
 constexpr std::int64_t kMaxBlocks = std::int64_t{1} << 28;
@@ -150,47 +150,9 @@ class BitmapBuilder {
   std::unordered_map<std::uint64_t, std::vector<std::int32_t>> number_of_;
 };
 
-std::int32_t BlockBitmap::block(std::int64_t head, std::int64_t i, std::int64_t j) const {
-  const std::int32_t plane = plane_of_head_[heads() == 1 ? 0 : static_cast<std::size_t>(head)];
-  return planes_[static_cast<std::size_t>((plane * block_rows_ + i) * block_cols_ + j)];
-}
-
-TileKind BlockBitmap::kind(std::int64_t head, Range queries, Range keys) const {
-  queries = intersect(queries, {0, query_seq_});
-  keys = intersect(keys, {0, key_seq_});
-  if (queries.empty() || keys.empty()) return TileKind::kSkip;
-  bool empty = true;
-  bool full = true;
-  for (std::int64_t i = queries.begin / kBlock; i * kBlock < queries.end; ++i) {
-    for (std::int64_t j = keys.begin / kBlock; j * kBlock < keys.end; ++j) {
-      const std::int32_t b = block(head, i, j);
-      empty = empty && b == kEmptyBlock;
-      full = full && b == kFullBlock;
-      if (!empty && !full) return TileKind::kMasked;
-    }
-  }
-  return empty ? TileKind::kSkip : TileKind::kFull;
-}
-
-bool BlockBitmap::visible(std::int64_t head, std::int64_t q, std::int64_t k) const {
-  if (!Range{0, query_seq_}.contains(q) || !Range{0, key_seq_}.contains(k)) return false;
-  const std::int32_t b = block(head, q / kBlock, k / kBlock);
-  if (b < 0) return b == kFullBlock;
-  return (mixed_[static_cast<std::size_t>(b * kBlock + q % kBlock)] >> (k % kBlock) & 1U) != 0;
-}
-
-std::uint64_t BlockBitmap::row(std::int64_t head, std::int64_t q, std::int64_t k) const {
-  const auto word = [&](std::int64_t j) -> std::uint64_t {
-    if (j >= block_cols_) return 0;
-    const std::int32_t b = block(head, q / kBlock, j);
-    if (b < 0) return b == kFullBlock ? ~std::uint64_t{0} : 0;
-    return mixed_[static_cast<std::size_t>(b * kBlock + q % kBlock)];
-  };
-  const std::int64_t shift = k % kBlock;
-  std::uint64_t bits = word(k / kBlock) >> shift;
-  if (shift > 0) bits |= word(k / kBlock + 1) << (kBlock - shift);
-  const std::int64_t left = key_seq_ - k;
-  return left >= kBlock ? bits : bits & ((std::uint64_t{1} << left) - 1);
+BitmapView BlockBitmap::view() const {
+  return {plane_of_head_.data(), planes_.data(), mixed_.data(), heads(), query_seq_, key_seq_,
+          block_rows_,           block_cols_};
 }
 
 std::int64_t BlockBitmap::bytes() const {

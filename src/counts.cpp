@@ -30,7 +30,7 @@ void count_one(const PairSchedule& s, std::int64_t b, std::int64_t h, std::int64
 PassCounts count_plane(const PairSchedule& s, std::int64_t b, std::int64_t h) {
   PassCounts counts;
   TileBits bits;
-  const bool interval_only = s.bitmap == nullptr && s.query_segments.ids == nullptr;
+  const bool interval_only = s.interval_only();
   for (std::int64_t i = 0; i < s.queries.count(); ++i) {
     const Tile q = s.queries[i];
     const TileRanges ranges = visit(s.mask, q.span, s.keys);
@@ -60,7 +60,7 @@ std::int64_t flops(const Problem& problem, Pass pass, std::int64_t pairs) {
 
 PassCounts count_tiles(const PairSchedule& s, const Problem& p, Pass pass) {
   const bool per_batch = s.query_segments.ids != nullptr;
-  const std::int64_t planes = s.bitmap == nullptr ? 1 : s.bitmap->heads();
+  const std::int64_t planes = s.bitmap.present() ? s.bitmap.heads : 1;
   const std::int64_t rows = per_batch ? p.batch : std::min<std::int64_t>(p.batch, 1);
   PassCounts total;
   for (std::int64_t b = 0; b < rows; ++b) {

@@ -121,7 +121,7 @@ std::int64_t Plan::max_key_rows() const {
 PairSchedule Plan::pair_schedule(Pass pass, int query_rank, int key_rank) const {
   PairSchedule s;
   s.mask = mask_.interval;
-  s.bitmap = mask_.bitmap.get();
+  if (mask_.bitmap != nullptr) s.bitmap = mask_.bitmap->view();
   s.queries = {query_rows(query_rank), tiles(pass).queries, nullptr};
   s.keys = {key_rows(key_rank), tiles(pass).keys, nullptr};
   return s;

@@ -6,11 +6,6 @@
 namespace ringattn {
 namespace {
 
-TileKind both(TileKind a, TileKind b) {
-  if (a == TileKind::kSkip || b == TileKind::kSkip) return TileKind::kSkip;
-  return a == TileKind::kFull ? b : TileKind::kMasked;
-}
-
 /// Sets bits [begin, end) of a row.
 void set_bits(std::uint64_t* row, std::int64_t begin, std::int64_t end) {
   for (std::int64_t w = begin / 64; w * 64 < end; ++w) {
@@ -24,11 +19,8 @@ void set_bits(std::uint64_t* row, std::int64_t begin, std::int64_t end) {
 /// The interval part of one row: keys `tile` of a shard at `keys`.
 void fill_interval(Range visible, const Positions& keys, const Tile& tile, std::uint64_t* row) {
   if (keys.list == nullptr) {
-    const Range seen = intersect(visible, tile.span);
-    if (seen.empty()) return;
-    const std::int64_t begin = ceil_div(seen.begin - tile.span.begin, keys.stride);
-    const std::int64_t end = ceil_div(seen.end - tile.span.begin, keys.stride);
-    if (begin < end) set_bits(row, begin, end);
+    const Range rows = rows_within(visible, keys, tile);
+    if (!rows.empty()) set_bits(row, rows.begin, rows.end);
     return;
   }
   for (std::int64_t j = 0; j < tile.rows; ++j) {
@@ -49,8 +41,8 @@ void mask_segments(std::int32_t q, const std::int32_t* keys, std::int64_t count,
   }
 }
 
-void mask_bitmap(const BlockBitmap& bitmap, std::int64_t head, std::int64_t q,
-                 const Positions& keys, const Tile& tile, std::uint64_t* row) {
+void mask_bitmap(const BitmapView& bitmap, std::int64_t head, std::int64_t q, const Positions& keys,
+                 const Tile& tile, std::uint64_t* row) {
   const bool consecutive = keys.list == nullptr && keys.stride == 1;
   for (std::int64_t w = 0; w * 64 < tile.rows; ++w) {
     if (row[w] == 0) continue;
@@ -94,21 +86,6 @@ void tile_spans(const Tiling& tiles, Range* spans) {
   }
 }
 
-TileKind PairSchedule::kind(std::int64_t batch, std::int64_t head, std::int64_t q_tile,
-                            std::int64_t k_tile) const {
-  const Tile q = queries[q_tile];
-  const Tile k = keys[k_tile];
-  TileKind result = classify(mask, q.span, k.span);
-  if (result != TileKind::kSkip && query_segments.ids != nullptr) {
-    result = both(result, classify(query_segments.bounds[batch * queries.count() + q_tile],
-                                   key_segments.bounds[batch * keys.count() + k_tile]));
-  }
-  if (result != TileKind::kSkip && bitmap != nullptr) {
-    result = both(result, bitmap->kind(head, q.span, k.span));
-  }
-  return result;
-}
-
 void PairSchedule::fill(std::int64_t batch, std::int64_t head, std::int64_t q_tile,
                         std::int64_t k_tile, TileBits& bits) const {
   const Tile q = queries[q_tile];
@@ -125,7 +102,7 @@ void PairSchedule::fill(std::int64_t batch, std::int64_t head, std::int64_t q_ti
       const std::int64_t k_row = batch * keys.positions.size() + k.row;
       mask_segments(query_segments.ids[q_row], key_segments.ids + k_row, k.rows, row);
     }
-    if (bitmap != nullptr) mask_bitmap(*bitmap, head, position, keys.positions, k, row);
+    if (bitmap.present()) mask_bitmap(bitmap, head, position, keys.positions, k, row);
     for (std::int64_t w = 0; w < bits.words; ++w) bits.pairs += std::popcount(row[w]);
   }
 }
@@ -143,7 +120,7 @@ TileKind PairSchedule::exact_kind(std::int64_t batch, std::int64_t head, std::in
 bool PairSchedule::live(std::int64_t batch, std::int64_t heads) const {
   const std::int64_t rows =
       query_segments.ids == nullptr ? std::min<std::int64_t>(batch, 1) : batch;
-  const std::int64_t planes = bitmap == nullptr ? 1 : std::min(heads, bitmap->heads());
+  const std::int64_t planes = bitmap.present() ? std::min(heads, bitmap.heads) : 1;
   TileBits bits;
   for (std::int64_t b = 0; b < rows; ++b) {
     for (std::int64_t h = 0; h < planes; ++h) {

@@ -122,7 +122,7 @@ struct SegmentBounds {
   std::int32_t hi = -1;
   bool padding = false;
 
-  constexpr void add(std::int32_t id) {
+  RINGATTN_HOST_DEVICE constexpr void add(std::int32_t id) {
     if (id < 0) {
       padding = true;
     } else {
@@ -132,7 +132,7 @@ struct SegmentBounds {
   }
 };
 
-constexpr TileKind classify(const SegmentBounds& q, const SegmentBounds& k) {
+RINGATTN_HOST_DEVICE constexpr TileKind classify(const SegmentBounds& q, const SegmentBounds& k) {
   if (q.hi < k.lo || k.hi < q.lo || q.hi < 0 || k.hi < 0) return TileKind::kSkip;
   const bool one = q.lo == q.hi && k.lo == k.hi && !q.padding && !k.padding;
   return one ? TileKind::kFull : TileKind::kMasked;
@@ -151,6 +151,22 @@ void segment_bounds(const std::int32_t* ids, std::int64_t batch, const Tiling& t
 /// Fills spans[t] with the range of the explicit positions of tile t.
 void tile_spans(const Tiling& tiles, Range* spans);
 
+/// The kind of a tile that two conditions decide.
+RINGATTN_HOST_DEVICE constexpr TileKind both(TileKind a, TileKind b) {
+  if (a == TileKind::kSkip || b == TileKind::kSkip) return TileKind::kSkip;
+  return a == TileKind::kFull ? b : TileKind::kMasked;
+}
+
+/// Which rows of key tile `tile` hold positions within `visible`, as [begin, end) of the tile.
+/// Not for explicit positions, which are in no order.
+RINGATTN_HOST_DEVICE constexpr Range rows_within(Range visible, const Positions& keys,
+                                                 const Tile& tile) {
+  const Range seen = intersect(visible, tile.span);
+  if (seen.empty()) return {};
+  return {ceil_div(seen.begin - tile.span.begin, keys.stride),
+          ceil_div(seen.end - tile.span.begin, keys.stride)};
+}
+
 /// Bits of one tile: row i, key j is bit j % 64 of bits[i * words + j / 64].
 struct TileBits {
   static constexpr std::int64_t kMaxRows = 128;
@@ -165,18 +181,48 @@ struct TileBits {
   }
 };
 
-/// Everything that decides which pairs of one (query shard, key shard) pair are visible.
+/// Everything that decides which pairs of one (query shard, key shard) pair are visible. Trivially
+/// copyable: with pointers into device memory it is a kernel's argument.
 struct PairSchedule {
   IntervalMask mask;
-  const BlockBitmap* bitmap = nullptr;
+  BitmapView bitmap;  // not present: everything
   Tiling queries;
   Tiling keys;
   ShardSegments query_segments;
   ShardSegments key_segments;
 
+  /// No more than the interval mask decides.
+  RINGATTN_HOST_DEVICE constexpr bool interval_only() const {
+    return !bitmap.present() && query_segments.ids == nullptr;
+  }
+
   /// Cheap: from the tiles' bounds. kMasked may turn out empty or full in fill().
-  TileKind kind(std::int64_t batch, std::int64_t head, std::int64_t q_tile,
-                std::int64_t k_tile) const;
+  RINGATTN_HOST_DEVICE constexpr TileKind kind(std::int64_t batch, std::int64_t head,
+                                               std::int64_t q_tile, std::int64_t k_tile) const {
+    const Tile q = queries[q_tile];
+    const Tile k = keys[k_tile];
+    TileKind result = classify(mask, q.span, k.span);
+    if (result != TileKind::kSkip && query_segments.ids != nullptr) {
+      result = both(result, classify(query_segments.bounds[batch * queries.count() + q_tile],
+                                     key_segments.bounds[batch * keys.count() + k_tile]));
+    }
+    if (result != TileKind::kSkip && bitmap.present()) {
+      result = both(result, bitmap.kind(head, q.span, k.span));
+    }
+    return result;
+  }
+
+  /// Does row i of the queries see row j of the keys?
+  RINGATTN_HOST_DEVICE constexpr bool visible(std::int64_t batch, std::int64_t head, std::int64_t i,
+                                              std::int64_t j) const {
+    const std::int64_t q = queries.positions(i);
+    const std::int64_t k = keys.positions(j);
+    if (!mask.visible(q, k)) return false;
+    if (bitmap.present() && !bitmap.visible(head, q, k)) return false;
+    return query_segments.ids == nullptr ||
+           same_segment(query_segments.ids[batch * queries.positions.size() + i],
+                        key_segments.ids[batch * keys.positions.size() + j]);
+  }
 
   /// Exact: the bits of a tile of at most kMaxRows x kMaxKeys.
   void fill(std::int64_t batch, std::int64_t head, std::int64_t q_tile, std::int64_t k_tile,

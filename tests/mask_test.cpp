@@ -135,10 +135,10 @@ void expect_compiled(const Mask& mask, std::int64_t heads, std::int64_t sq, std:
     for (std::int64_t q = 0; q < sq; ++q) {
       for (std::int64_t k = 0; k < sk; ++k) {
         const bool seen =
-            c.interval.visible(q, k) && (c.bitmap == nullptr || c.bitmap->visible(h, q, k));
+            c.interval.visible(q, k) && (c.bitmap == nullptr || c.bitmap->view().visible(h, q, k));
         ASSERT_EQ(seen, mask(h, q, k)) << mask.to_string() << " at " << h << " " << q << " " << k;
         if (c.bitmap != nullptr) {
-          ASSERT_EQ((c.bitmap->row(h, q, k) & 1) != 0, c.bitmap->visible(h, q, k));
+          ASSERT_EQ((c.bitmap->view().row(h, q, k) & 1) != 0, c.bitmap->view().visible(h, q, k));
         }
       }
     }
@@ -167,7 +167,7 @@ TEST(Mask, RowReadsAcrossBlocksAndStopsAtTheEnd) {
   const Mask mask = random_dense(random, 1, 3, 200);
   const auto bitmap = compile(mask, 1, 3, 200).bitmap;
   for (std::int64_t k = 0; k < 200; ++k) {
-    const std::uint64_t bits = bitmap->row(0, 2, k);
+    const std::uint64_t bits = bitmap->view().row(0, 2, k);
     for (std::int64_t j = 0; j < 64; ++j) {
       const bool expected = k + j < 200 && mask(0, 2, k + j);
       ASSERT_EQ((bits >> j & 1) != 0, expected) << k << " + " << j;
@@ -192,9 +192,9 @@ TEST(Mask, EqualHeadsAndBlocksAreStoredOnce) {
 
 TEST(Mask, OrOfIntervalsNeedsBitsOnlyOnItsEdges) {
   const auto bitmap = compile(Mask::chunk(256) | Mask::window(0), 1, 1024, 1024).bitmap;
-  EXPECT_EQ(bitmap->kind(0, {64, 128}, {0, 64}), TileKind::kFull);
-  EXPECT_EQ(bitmap->kind(0, {0, 64}, {512, 576}), TileKind::kSkip);
-  EXPECT_EQ(bitmap->kind(0, {0, 64}, {0, 64}), TileKind::kMasked);
+  EXPECT_EQ(bitmap->view().kind(0, {64, 128}, {0, 64}), TileKind::kFull);
+  EXPECT_EQ(bitmap->view().kind(0, {0, 64}, {512, 576}), TileKind::kSkip);
+  EXPECT_EQ(bitmap->view().kind(0, {0, 64}, {0, 64}), TileKind::kMasked);
   EXPECT_EQ(bitmap->mixed_blocks(), 1);  // every diagonal block is the same triangle
 }
 

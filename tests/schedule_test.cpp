@@ -62,7 +62,7 @@ void Pair::choose_mask(std::mt19937& random) {
   }
   compiled = compile(mask, heads, sq, sk);
   schedule.mask = compiled.interval;
-  schedule.bitmap = compiled.bitmap.get();
+  if (compiled.bitmap != nullptr) schedule.bitmap = compiled.bitmap->view();
 }
 
 void Pair::choose_rows(std::mt19937& random) {
@@ -184,7 +184,7 @@ TEST(Schedule, VisitsEveryTileWithAVisiblePairBothWays) {
         const TileKind kind = classify(s.mask, s.queries[i].span, s.keys[j].span);
         const bool in_row = row.visited[0].contains(j) || row.visited[1].contains(j);
         const bool in_column = column.visited[0].contains(i) || column.visited[1].contains(i);
-        if (s.bitmap == nullptr && s.query_segments.ids == nullptr) {
+        if (s.interval_only()) {
           const bool seen = brute_force(p, 0, 0, s.queries[i], s.keys[j]) > 0;
           if (seen) {
             ASSERT_TRUE(in_row && in_column) << p.mask.to_string();

@@ -12,18 +12,6 @@
 namespace ringattn {
 namespace {
 
-/// Does query row i of head h see key row j in batch row b? Straight from the definitions.
-bool visible(const PairSchedule& s, std::int64_t b, std::int64_t h, std::int64_t i,
-             std::int64_t j) {
-  const std::int64_t q = s.queries.positions(i);
-  const std::int64_t k = s.keys.positions(j);
-  if (!s.mask.visible(q, k)) return false;
-  if (s.bitmap != nullptr && !s.bitmap->visible(h, q, k)) return false;
-  return s.query_segments.ids == nullptr ||
-         same_segment(s.query_segments.ids[b * s.queries.positions.size() + i],
-                      s.key_segments.ids[b * s.keys.positions.size() + j]);
-}
-
 double dot(const ConstTensorView& a, std::int64_t at, const ConstTensorView& b, std::int64_t bt,
            std::int64_t n) {
   double sum = 0.0;
@@ -83,7 +71,7 @@ void forward_row(const ForwardStep& step, const RowState& state, std::int64_t b,
   double* acc = state.acc + row * p.value_dim;
   const auto exp = [](double x) { return std::exp(x); };
   for (std::int64_t j = 0; j < step.key.dim(1); ++j) {
-    if (!visible(step.schedule, b, h, i, j)) continue;
+    if (!step.schedule.visible(b, h, i, j)) continue;
     const double s = score(step, offset(step.query, b, i, h), offset(step.key, b, j, g)).value;
     const double max = s > state.max[row] ? s : state.max[row];
     const double old = rescale(state.max[row], max, exp);
@@ -237,7 +225,7 @@ PassCounts ReferenceBackend::backward(const BackwardStep& step) const {
         const double lse = lse_of(step, b, h, i);
         const std::int64_t row = (b * p.query_heads + h) * seq + i;
         for (std::int64_t j = 0; std::abs(lse) != kInfinity<double> && j < step.key.dim(1); ++j) {
-          if (visible(step.schedule, b, h, i, j)) {
+          if (step.schedule.visible(b, h, i, j)) {
             backward_pair(step, b, h, i, j, lse, deltas[row], dq + row * p.head_dim);
           }
         }

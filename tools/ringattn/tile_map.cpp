@@ -129,7 +129,7 @@ void add(TileMap& map, Range queries, Range keys, bool full) {
 void add_pair(TileMap& map, const PairSchedule& s, const Side& queries, const Side& keys,
               std::int64_t head) {
   TileBits bits;
-  const bool interval_only = s.bitmap == nullptr && s.query_segments.ids == nullptr;
+  const bool interval_only = s.interval_only();
   // Bounds are exact but for rare tiles of a striped layout, which no coarse cell would show.
   const bool quick = interval_only && map.queries.coarse() && map.keys.coarse();
   for (std::int64_t i = 0; i < s.queries.count(); ++i) {
@@ -186,7 +186,7 @@ TileMap make_tile_map(const Plan& plan, Pass pass, const GlobalData& data, std::
     for (const Side& k : keys) {
       PairSchedule s;
       s.mask = plan.mask().interval;
-      s.bitmap = plan.mask().bitmap.get();
+      if (plan.mask().bitmap != nullptr) s.bitmap = plan.mask().bitmap->view();
       s.queries = q.tiling;
       s.keys = k.tiling;
       s.query_segments = q.segments();
