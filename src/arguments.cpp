@@ -124,9 +124,7 @@ void check_position_values(const Plan& plan, const char* argument, const ConstTe
                            std::int64_t length) {
   for (std::int64_t i = 0; i < view.dim(0); ++i) {
     const std::int64_t at = i * view.stride(0);
-    const std::int64_t x = view.dtype == DType::kInt64
-                               ? static_cast<const std::int64_t*>(view.data)[at]
-                               : static_cast<const std::int32_t*>(view.data)[at];
+    const std::int64_t x = load_position(view.dtype, view.data, at);
     if (plan.mask().bitmap != nullptr && !Range{0, length}.contains(x)) {
       invalid(argument, "positions in [0, " + std::to_string(length) + "), the mask's shape",
               std::to_string(x));
@@ -166,6 +164,7 @@ void check_common(const Plan& plan, const Args& args) {
   check_segments(plan, args, queries, keys);
   check_positions(plan, args, queries, keys);
   sink_form(args.sinks, p.query_heads);
+  if (args.sinks.present()) check_device(plan, "softmax_aux", args.sinks);
 }
 
 }  // namespace
@@ -224,6 +223,7 @@ void check(const Plan& plan, const BackwardArgs& args) {
   } else {
     check_shape("dsoftmax_aux", args.dsinks, {args.sinks.dim(0), args.sinks.dim(1)});
   }
+  check_device(plan, "dsoftmax_aux", args.dsinks);
   check_dtype("dsoftmax_aux", args.dsinks, {DType::kFloat32, DType::kFloat64});
 }
 

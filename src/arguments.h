@@ -18,13 +18,6 @@ enum class SinkForm : std::uint8_t { kNone, kPerHead, kShared, kPerHeadMany };
 /// [H]: per head. [S], S != H: shared. [H, S]: per head, many. Throws for any other shape.
 SinkForm sink_form(const ConstTensorView& sinks, std::int64_t heads);
 
-/// One logit per head: logsumexp over the sinks that it has. `out` has H elements.
-void combine_sinks(const ConstTensorView& sinks, std::int64_t heads, double* out);
-
-/// The gradient of `sinks` from that of each head's logit.
-void spread_sink_gradients(const ConstTensorView& sinks, const double* dhead, std::int64_t heads,
-                           TensorView dsinks);
-
 void check(const Plan& plan, const ForwardArgs& args);
 void check(const Plan& plan, const BackwardArgs& args);
 

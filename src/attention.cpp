@@ -3,7 +3,7 @@
 #include "ringattn/attention.h"
 
 #include <cstdint>
-#include <new>
+#include <optional>
 #include <utility>
 
 #include "arguments.h"
@@ -12,6 +12,7 @@
 #include "comm/alone.h"
 #include "counts.h"
 #include "handshake.h"
+#include "memory.h"
 #include "plan.h"
 #include "ring.h"
 #include "summary.h"
@@ -20,16 +21,35 @@
 namespace ringattn {
 namespace {
 
-struct AlignedDelete {
-  void operator()(std::byte* p) const {
-    ::operator delete (p, std::align_val_t{Carver::kAlignment});
-  }
-};
-
 /// The side that is given, or the other one for both.
 const ConstTensorView& either(const ConstTensorView& a, const ConstTensorView& b) {
   return a.present() ? a : b;
 }
+
+/// A plan's bitmap where the kernels can read it.
+class ResidentBitmap {
+ public:
+  ResidentBitmap(const Memory& memory, const BlockBitmap* bitmap) {
+    if (bitmap == nullptr) return;
+    view_ = bitmap->view();
+    if (memory.on_host()) return;
+    view_.plane_of_head = upload(memory, bitmap->plane_of_head(), arrays_[0]);
+    view_.blocks = upload(memory, bitmap->blocks(), arrays_[1]);
+    view_.mixed = upload(memory, bitmap->mixed(), arrays_[2]);
+  }
+  const BitmapView& view() const { return view_; }
+
+ private:
+  template <class T>
+  static const T* upload(const Memory& memory, std::span<const T> from, Allocation& to) {
+    to = allocate(memory, from.size_bytes());
+    memory.upload(to.get(), std::as_bytes(from));
+    return reinterpret_cast<const T*>(to.get());
+  }
+
+  BitmapView view_;
+  Allocation arrays_[3];
+};
 
 }  // namespace
 
@@ -38,10 +58,10 @@ struct RingAttention::Impl {
       : ring(ring_in == nullptr ? alone : *ring_in),
         plan(make_plan(ring, problem, options)),
         executor(options.executor != nullptr ? options.executor : default_executor()),
+        memory(plan.backend().memory()),
         live(plan.live_matrix()),
         route(make_route(live, plan.rank())),
-        head_sinks(static_cast<std::size_t>(problem.query_heads)),
-        head_dsinks(static_cast<std::size_t>(problem.query_heads)),
+        bitmap(memory, plan.mask().bitmap.get()),
         backend(plan.backend().name()) {}
 
   /// A rank whose options are refused, or differ, fails every rank.
@@ -56,31 +76,32 @@ struct RingAttention::Impl {
   std::span<std::byte> workspace_for(Pass pass, std::span<std::byte> given);
 
   template <class Args>
-  PairSchedule prepare(Pass pass, const Args& args, const Workspace& w);
+  PairSchedule prepare(Pass pass, const Args& args, const Workspace& w, Stream stream);
   const Route& agree_on_route(const Workspace& w, Stream stream);
   template <class Args>
   KeyBlock block_of(const Args& args, const Step& step, std::span<const std::byte> message,
                     const Workspace& w) const;
-  void complete(PairSchedule& schedule, const Step& step, const KeyBlock& block,
-                const Workspace& w) const;
+  void complete(PairSchedule& schedule, const Step& step, const KeyBlock& block, const Workspace& w,
+                Stream stream) const;
   template <class Args>
   StepContext context(const Args& args, const PairSchedule& schedule, const KeyBlock& block,
                       const Step& step, const Workspace& w, Stream stream);
   PassCounts forward(const ForwardArgs& args, std::span<std::byte> given, Stream stream);
   PassCounts backward(const BackwardArgs& args, std::span<std::byte> given, Stream stream);
   void share_sink_gradients(const BackwardArgs& args, const Workspace& w, Stream stream);
-  PassCounts total(Pass pass, PassCounts counts, const Traffic& traffic) const;
+  PassCounts total(Pass pass, PassCounts counts, const Traffic& traffic);
 
   Alone alone;
   Communicator& ring;
   Plan plan;
   std::shared_ptr<Executor> executor;
+  const Memory& memory;
   LiveMatrix live;  // by mask and layout
   Route route;      // by live; or by the data of the current call
-  std::vector<double> head_sinks;
-  std::vector<double> head_dsinks;
+  ResidentBitmap bitmap;
   std::string backend;
-  std::unique_ptr<std::byte[], AlignedDelete> owned;
+  std::optional<PassCounts> planned[2];  // per pass, if the backend does not count
+  Allocation owned;
   std::size_t owned_bytes = 0;
 };
 
@@ -89,8 +110,7 @@ std::span<std::byte> RingAttention::Impl::workspace_for(Pass pass, std::span<std
   if (given.empty()) {
     if (owned_bytes < bytes || owned == nullptr) {
       owned.reset();
-      owned.reset(static_cast<std::byte*>(
-          ::operator new (bytes + Carver::kAlignment, std::align_val_t{Carver::kAlignment})));
+      owned = allocate(memory, bytes);
       owned_bytes = bytes;
     }
     return {owned.get(), bytes};
@@ -107,37 +127,43 @@ std::span<std::byte> RingAttention::Impl::workspace_for(Pass pass, std::span<std
 
 /// Copies ids, positions and what will travel into the workspace; the schedule's query side.
 template <class Args>
-PairSchedule RingAttention::Impl::prepare(Pass pass, const Args& args, const Workspace& w) {
+PairSchedule RingAttention::Impl::prepare(Pass pass, const Args& args, const Workspace& w,
+                                          Stream stream) {
   PairSchedule schedule = plan.pair_schedule(pass, plan.rank(), plan.rank());
+  schedule.bitmap = bitmap.view();
   pack_own_block(plan, args.key, args.value, either(args.kv_segment_ids, args.q_segment_ids),
-                 args.kv_positions, w, *executor);
+                 args.kv_positions, w, *executor, stream);
   if (plan.options().explicit_positions) {
-    copy_positions(args.q_positions, w.query_positions);
+    memory.copy_positions(args.q_positions, w.query_positions, stream);
     schedule.queries.positions =
         Positions{{{0, schedule.queries.positions.size()}, {}}, 1, w.query_positions};
-    tile_spans(schedule.queries, w.query_spans);
+    memory.tile_spans(schedule.queries, w.query_spans, stream);
     schedule.queries.spans = w.query_spans;
   }
   if (plan.options().segment_ids) {
-    copy_ids(either(args.q_segment_ids, args.kv_segment_ids), w.query_ids);
-    segment_bounds(w.query_ids, plan.problem().batch, schedule.queries, w.query_bounds);
+    memory.copy_ids(either(args.q_segment_ids, args.kv_segment_ids), w.query_ids, stream);
+    memory.segment_bounds(w.query_ids, plan.problem().batch, schedule.queries, w.query_bounds,
+                          stream);
     schedule.query_segments = {w.query_ids, w.query_bounds};
   }
-  combine_sinks(args.sinks, plan.problem().query_heads, head_sinks.data());
+  if (args.sinks.present()) {
+    memory.combine_sinks(args.sinks, plan.problem().query_heads, w.head_sinks, stream);
+  }
   return schedule;
 }
 
-/// With segment ids or positions the ranks tell each other their ranges first.
+/// With segment ids or positions that the host may read, the ranks tell each other their ranges
+/// first.
 const Route& RingAttention::Impl::agree_on_route(const Workspace& w, Stream stream) {
   const bool data = plan.options().segment_ids || plan.options().explicit_positions;
-  if (plan.world() == 1 || !data) return route;
+  if (plan.world() == 1 || !data || !memory.on_host()) return route;
   const Problem& p = plan.problem();
   const KeyBlock own = unpack(plan, plan.rank(), w.own_block);
   const std::size_t bytes = record_bytes(plan);
   summarise(p.batch, plan.query_rows(plan.rank()).size(), plan.key_rows(plan.rank()).size(),
             w.query_ids, own.ids, w.query_positions, own.positions,
             w.table.data() + static_cast<std::size_t>(plan.rank()) * bytes);
-  gather(ring, w.table, bytes, stream);
+  gather(ring, memory, w.table, bytes, stream);
   LiveMatrix now = live;
   apply_summaries(plan, w.table.data(), bytes, now);
   route = make_route(now, plan.rank());
@@ -155,17 +181,17 @@ KeyBlock RingAttention::Impl::block_of(const Args& args, const Step& step,
 
 /// The schedule's key side for one block.
 void RingAttention::Impl::complete(PairSchedule& schedule, const Step& step, const KeyBlock& block,
-                                   const Workspace& w) const {
+                                   const Workspace& w, Stream stream) const {
   schedule.keys.positions = plan.key_rows(step.owner);
   schedule.keys.spans = nullptr;
   if (block.positions != nullptr) {
     schedule.keys.positions =
         Positions{{{0, schedule.keys.positions.size()}, {}}, 1, block.positions};
-    tile_spans(schedule.keys, w.key_spans);
+    memory.tile_spans(schedule.keys, w.key_spans, stream);
     schedule.keys.spans = w.key_spans;
   }
   if (block.ids != nullptr) {
-    segment_bounds(block.ids, plan.problem().batch, schedule.keys, w.key_bounds);
+    memory.segment_bounds(block.ids, plan.problem().batch, schedule.keys, w.key_bounds, stream);
     schedule.key_segments = {block.ids, w.key_bounds};
   }
 }
@@ -175,12 +201,17 @@ StepContext RingAttention::Impl::context(const Args& args, const PairSchedule& s
                                          const KeyBlock& block, const Step& step,
                                          const Workspace& w, Stream stream) {
   return {plan,       schedule,    args.query,
-          block.key,  block.value, args.sinks.present() ? head_sinks.data() : nullptr,
+          block.key,  block.value, args.sinks.present() ? w.head_sinks : nullptr,
           step.first, step.last,   w.backend,
           *executor,  stream};
 }
 
-PassCounts RingAttention::Impl::total(Pass pass, PassCounts counts, const Traffic& traffic) const {
+PassCounts RingAttention::Impl::total(Pass pass, PassCounts counts, const Traffic& traffic) {
+  if (!memory.on_host()) {
+    auto& known = planned[pass == Pass::kForward ? 0 : 1];
+    if (!known) known = plan.counts(pass, plan.rank());
+    counts = *known;
+  }
   counts.hops = traffic.hops;
   counts.bytes = traffic.bytes;
   counts.tiles.skipped = plan.all_tiles(pass, plan.rank()) - counts.tiles.visited;
@@ -192,7 +223,7 @@ PassCounts RingAttention::Impl::forward(const ForwardArgs& args, std::span<std::
   check(plan, args);
   Carver carver(workspace_for(Pass::kForward, given));
   const Workspace w = carve_workspace(plan, Pass::kForward, carver);
-  PairSchedule schedule = prepare(Pass::kForward, args, w);
+  PairSchedule schedule = prepare(Pass::kForward, args, w, stream);
   const Route& turn = agree_on_route(w, stream);
   TravellingBlocks blocks(ring, plan, w, stream);
   PassCounts counts;
@@ -201,7 +232,7 @@ PassCounts RingAttention::Impl::forward(const ForwardArgs& args, std::span<std::
         run_ring(turn, blocks, nullptr,
                  [&](const Step& step, std::span<const std::byte> message, std::span<std::byte>) {
                    const KeyBlock block = block_of(args, step, message, w);
-                   complete(schedule, step, block, w);
+                   complete(schedule, step, block, w, stream);
                    counts += plan.backend().forward(
                        {context(args, schedule, block, step, w, stream), args.out, args.lse});
                  });
@@ -218,7 +249,7 @@ PassCounts RingAttention::Impl::backward(const BackwardArgs& args, std::span<std
   check(plan, args);
   Carver carver(workspace_for(Pass::kBackward, given));
   const Workspace w = carve_workspace(plan, Pass::kBackward, carver);
-  PairSchedule schedule = prepare(Pass::kBackward, args, w);
+  PairSchedule schedule = prepare(Pass::kBackward, args, w, stream);
   const Route& turn = agree_on_route(w, stream);
   TravellingBlocks blocks(ring, plan, w, stream);
   TravellingSums sums(ring, plan, plan.backend(), turn, w, *executor, stream);
@@ -229,11 +260,11 @@ PassCounts RingAttention::Impl::backward(const BackwardArgs& args, std::span<std
         turn, blocks, &sums,
         [&](const Step& step, std::span<const std::byte> message, std::span<std::byte> part) {
           const KeyBlock block = block_of(args, step, message, w);
-          complete(schedule, step, block, w);
+          complete(schedule, step, block, w, stream);
           counts += plan.backend().backward(
               {context(args, schedule, block, step, w, stream), args.out, args.lse, args.dout,
-               args.dlse, args.dquery, args.sinks.present() ? head_dsinks.data() : nullptr,
-               part.data(), part.data() + plan.value_sums_offset(step.owner)});
+               args.dlse, args.dquery, args.sinks.present() ? w.head_dsinks : nullptr, part.data(),
+               part.data() + plan.value_sums_offset(step.owner)});
         });
   } catch (const std::exception& error) {
     ring.abort(error.what());
@@ -251,18 +282,24 @@ PassCounts RingAttention::Impl::backward(const BackwardArgs& args, std::span<std
 /// Adds every rank's part in the order of ranks: the same bits everywhere.
 void RingAttention::Impl::share_sink_gradients(const BackwardArgs& args, const Workspace& w,
                                                Stream stream) {
-  const std::size_t bytes = record_bytes(plan);
-  const auto record = [&](int rank) {
-    return reinterpret_cast<double*>(w.table.data() + static_cast<std::size_t>(rank) * bytes);
-  };
-  std::copy(head_dsinks.begin(), head_dsinks.end(), record(plan.rank()));
-  if (plan.world() > 1) gather(ring, w.table, bytes, stream);
-  for (std::size_t h = 0; h < head_dsinks.size(); ++h) {
-    double sum = 0.0;
-    for (int r = 0; r < plan.world(); ++r) sum += record(r)[h];
-    head_dsinks[h] = sum;
+  const std::size_t stride = record_bytes(plan);
+  const auto heads = static_cast<std::size_t>(plan.problem().query_heads);
+  const std::span<std::byte> sum(reinterpret_cast<std::byte*>(w.head_dsinks),
+                                 heads * sizeof(double));
+  if (plan.world() > 1) {
+    const auto record = [&](int rank) {
+      return w.table.data() + static_cast<std::size_t>(rank) * stride;
+    };
+    memory.copy(record(plan.rank()), sum, stream);
+    gather(ring, memory, w.table, stride, stream);
+    memory.zero(sum, stream);
+    for (int r = 0; r < plan.world(); ++r) {
+      memory.add(w.head_dsinks, reinterpret_cast<const double*>(record(r)),
+                 plan.problem().query_heads, stream);
+    }
   }
-  spread_sink_gradients(args.sinks, head_dsinks.data(), plan.problem().query_heads, args.dsinks);
+  memory.spread_sink_gradients(args.sinks, w.head_dsinks, plan.problem().query_heads, args.dsinks,
+                               stream);
 }
 
 RingAttention::RingAttention(Communicator& ring, const Problem& problem, const Options& options)

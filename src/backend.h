@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a backend is: one rank's work on one block of keys, forward and backward. It knows nothing
-// of rings or communicators. State between hops is the backend's own, in the workspace.
+// of rings or communicators. State between hops is the backend's own, in the workspace. All
+// pointers are into memory(), the schedule's too.
 #pragma once
 
 #include <cstddef>
@@ -10,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "memory.h"
 #include "plan.h"
 #include "ringattn/attention.h"
 #include "schedule.h"
@@ -52,6 +54,9 @@ class Backend {
   virtual ~Backend() = default;
   virtual std::string_view name() const = 0;
 
+  /// Where tensors, workspace and state lie.
+  virtual const Memory& memory() const { return host_memory(); }
+
   /// Why this build or machine cannot run it at all; none: it can.
   virtual std::optional<std::string> why_absent() const { return std::nullopt; }
 
@@ -70,7 +75,8 @@ class Backend {
   /// Bytes of StepContext::workspace. `hops`: does state survive between steps?
   virtual std::size_t workspace_bytes(const Plan& plan, Pass pass) const = 0;
 
-  /// Visible pairs and tiles of this step (hops and bytes are the ring's).
+  /// Visible pairs and tiles of this step (hops and bytes are the ring's); nothing where
+  /// memory() is not the host's, as the work is only enqueued.
   virtual PassCounts forward(const ForwardStep& step) const = 0;
   virtual PassCounts backward(const BackwardStep& step) const = 0;
 

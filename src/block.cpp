@@ -1,33 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "block.h"
 
-#include <algorithm>
-#include <cstring>
-
-#include "dtype.h"
+#include "backend.h"
+#include "memory.h"
 
 namespace ringattn {
 namespace {
-
-/// Copies [B, S, heads, dim] rows to contiguous memory; one task per (batch row, 64 positions).
-void pack(const ConstTensorView& from, std::byte* to, Executor& executor) {
-  if (from.elements() == 0) return;
-  constexpr std::int64_t kRows = 64;
-  const std::int64_t size = size_of(from.dtype);
-  const std::int64_t chunks = ceil_div(from.dim(1), kRows);
-  const auto* data = static_cast<const std::byte*>(from.data);
-  executor.run(from.dim(0) * chunks, [&](std::int64_t task) {
-    const std::int64_t b = task / chunks;
-    const std::int64_t end = std::min((task % chunks + 1) * kRows, from.dim(1));
-    for (std::int64_t i = task % chunks * kRows; i < end; ++i) {
-      for (std::int64_t g = 0; g < from.dim(2); ++g) {
-        const std::int64_t at = ((b * from.dim(1) + i) * from.dim(2) + g) * from.dim(3);
-        std::memcpy(to + at * size, data + offset(from, b, i, g) * size,
-                    static_cast<std::size_t>(from.dim(3) * size));
-      }
-    }
-  });
-}
 
 /// Where the parts of the own block begin; alone, keys and values stay where they are.
 std::byte* part(const Plan& plan, const Workspace& workspace, std::size_t offset) {
@@ -42,35 +20,23 @@ ConstTensorView rows(const void* data, DType dtype, std::int64_t batch, std::int
 
 }  // namespace
 
-void copy_ids(const ConstTensorView& view, std::int32_t* out) {
-  const auto* data = static_cast<const std::int32_t*>(view.data);
-  for (std::int64_t b = 0; b < view.dim(0); ++b) {
-    for (std::int64_t i = 0; i < view.dim(1); ++i) *out++ = data[offset(view, b, i)];
-  }
-}
-
-void copy_positions(const ConstTensorView& view, std::int64_t* out) {
-  for (std::int64_t i = 0; i < view.dim(0); ++i) {
-    const std::int64_t at = i * view.stride(0);
-    out[i] = view.dtype == DType::kInt64 ? static_cast<const std::int64_t*>(view.data)[at]
-                                         : static_cast<const std::int32_t*>(view.data)[at];
-  }
-}
-
 void pack_own_block(const Plan& plan, const ConstTensorView& key, const ConstTensorView& value,
                     const ConstTensorView& ids, const ConstTensorView& positions,
-                    const Workspace& workspace, Executor& executor) {
+                    const Workspace& workspace, Executor& executor, Stream stream) {
+  const Memory& memory = plan.backend().memory();
   const BlockLayout layout = plan.block_layout(plan.rank());
   if (plan.world() > 1) {
-    pack(key, part(plan, workspace, layout.key), executor);
-    pack(value, part(plan, workspace, layout.value), executor);
+    memory.pack(key, part(plan, workspace, layout.key), executor, stream);
+    memory.pack(value, part(plan, workspace, layout.value), executor, stream);
   }
   if (plan.options().segment_ids) {
-    copy_ids(ids, reinterpret_cast<std::int32_t*>(part(plan, workspace, layout.ids)));
+    memory.copy_ids(ids, reinterpret_cast<std::int32_t*>(part(plan, workspace, layout.ids)),
+                    stream);
   }
   if (plan.options().explicit_positions) {
-    copy_positions(positions,
-                   reinterpret_cast<std::int64_t*>(part(plan, workspace, layout.positions)));
+    memory.copy_positions(positions,
+                          reinterpret_cast<std::int64_t*>(part(plan, workspace, layout.positions)),
+                          stream);
   }
 }
 

@@ -21,16 +21,10 @@ struct KeyBlock {
   const std::int64_t* positions = nullptr;  // [rows]
 };
 
-/// Copies a strided int32 [B, rows] view to contiguous memory.
-void copy_ids(const ConstTensorView& view, std::int32_t* out);
-
-/// Copies an int32 or int64 [rows] view to contiguous int64.
-void copy_positions(const ConstTensorView& view, std::int64_t* out);
-
 /// Fills workspace.own_block: keys and values too if they will travel.
 void pack_own_block(const Plan& plan, const ConstTensorView& key, const ConstTensorView& value,
                     const ConstTensorView& ids, const ConstTensorView& positions,
-                    const Workspace& workspace, Executor& executor);
+                    const Workspace& workspace, Executor& executor, Stream stream);
 
 /// The block of `owner` in a message.
 KeyBlock unpack(const Plan& plan, int owner, std::span<const std::byte> message);

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Scalar conversions between float formats, rounding to nearest even, exactly once. The fast
-// vector versions live in the backends; these are the definition.
+// vector versions live in the backends; these are the definition, on hosts and devices.
 #pragma once
 
 #include <bit>
 #include <cmath>
 #include <cstdint>
 
+#include "ringattn/mask.h"
 #include "ringattn/tensor.h"
 
 namespace ringattn {
@@ -16,17 +17,17 @@ constexpr bool is_float(DType t) noexcept {
          t == DType::kFloat64;
 }
 
-inline float bf16_to_float(std::uint16_t bits) {
+RINGATTN_HOST_DEVICE inline float bf16_to_float(std::uint16_t bits) {
   return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
 }
 
-inline std::uint16_t float_to_bf16(float x) {
+RINGATTN_HOST_DEVICE inline std::uint16_t float_to_bf16(float x) {
   const auto bits = std::bit_cast<std::uint32_t>(x);
   if (x != x) return static_cast<std::uint16_t>(bits >> 16 | 0x40U);  // stays a NaN
   return static_cast<std::uint16_t>((bits + 0x7FFFU + (bits >> 16 & 1U)) >> 16);
 }
 
-inline float f16_to_float(std::uint16_t bits) {
+RINGATTN_HOST_DEVICE inline float f16_to_float(std::uint16_t bits) {
   const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x8000U) << 16;
   const std::uint32_t exponent = bits >> 10 & 0x1FU;
   const std::uint32_t fraction = bits & 0x3FFU;
@@ -38,7 +39,7 @@ inline float f16_to_float(std::uint16_t bits) {
   return std::bit_cast<float>(sign | wide << 23 | fraction << 13);
 }
 
-inline std::uint16_t float_to_f16(float x) {
+RINGATTN_HOST_DEVICE inline std::uint16_t float_to_f16(float x) {
   const auto bits = std::bit_cast<std::uint32_t>(x);
   const auto sign = static_cast<std::uint16_t>(bits >> 16 & 0x8000U);
   const float magnitude = std::fabs(x);
@@ -54,7 +55,7 @@ inline std::uint16_t float_to_f16(float x) {
 }
 
 /// Rounds to float so that a second rounding to a narrower format is still correct.
-inline float round_to_odd(double x) {
+RINGATTN_HOST_DEVICE inline float round_to_odd(double x) {
   const auto f = static_cast<float>(x);
   if (static_cast<double>(f) == x || x != x || std::isinf(f)) return f;
   auto bits = std::bit_cast<std::uint32_t>(f);
@@ -66,7 +67,7 @@ inline float round_to_odd(double x) {
 }
 
 /// Element `i` of memory of a float or integer dtype.
-inline double load(DType dtype, const void* data, std::int64_t i) {
+RINGATTN_HOST_DEVICE inline double load(DType dtype, const void* data, std::int64_t i) {
   switch (dtype) {
     case DType::kFloat32: return static_cast<const float*>(data)[i];
     case DType::kBFloat16: return bf16_to_float(static_cast<const std::uint16_t*>(data)[i]);
@@ -79,8 +80,15 @@ inline double load(DType dtype, const void* data, std::int64_t i) {
   return 0.0;
 }
 
+/// Element `i` of int32 or int64 positions.
+RINGATTN_HOST_DEVICE inline std::int64_t load_position(DType dtype, const void* data,
+                                                       std::int64_t i) {
+  return dtype == DType::kInt64 ? static_cast<const std::int64_t*>(data)[i]
+                                : static_cast<const std::int32_t*>(data)[i];
+}
+
 /// Stores x rounded once to a float dtype.
-inline void store(DType dtype, void* data, std::int64_t i, double x) {
+RINGATTN_HOST_DEVICE inline void store(DType dtype, void* data, std::int64_t i, double x) {
   switch (dtype) {
     case DType::kFloat32: static_cast<float*>(data)[i] = static_cast<float>(x); break;
     case DType::kBFloat16:
@@ -96,8 +104,8 @@ inline void store(DType dtype, void* data, std::int64_t i, double x) {
 
 /// Offset in elements of [i, j, k, l] in a strided view (missing dimensions: 0).
 template <class View>
-std::int64_t offset(const View& view, std::int64_t i, std::int64_t j = 0, std::int64_t k = 0,
-                    std::int64_t l = 0) {
+RINGATTN_HOST_DEVICE std::int64_t offset(const View& view, std::int64_t i, std::int64_t j = 0,
+                                         std::int64_t k = 0, std::int64_t l = 0) {
   return i * view.strides[0] + j * view.strides[1] + k * view.strides[2] + l * view.strides[3];
 }
 

@@ -72,7 +72,7 @@ void compare_plans(Communicator& ring, const Plan& plan) {
   std::vector<std::int64_t> table(own.size() * static_cast<std::size_t>(ring.size()));
   const std::size_t at = own.size() * static_cast<std::size_t>(ring.rank());
   for (std::size_t f = 0; f < own.size(); ++f) table[at + f] = own[f].value;
-  gather(ring, std::as_writable_bytes(std::span(table)), bytes, {});
+  gather(ring, host_memory(), std::as_writable_bytes(std::span(table)), bytes, {});
   for (std::size_t r = 1; r < static_cast<std::size_t>(ring.size()); ++r) {
     for (std::size_t f = 0; f < own.size(); ++f) {
       const std::int64_t here = table[r * own.size() + f];

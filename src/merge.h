@@ -38,9 +38,9 @@ struct RowResult {
 
 /// Joins the sink (-inf: none) and normalises. `max` and `sink` are natural logs.
 template <class T>
-RowResult<T> finish(T max, T sum, T sink) {
+RINGATTN_HOST_DEVICE RowResult<T> finish(T max, T sum, T sink) {
   const bool nothing = sum == T{0};
-  if (sink == kInfinity<T> && !std::isnan(sum)) return {T{0}, kInfinity<T>, true};
+  if (sink == kInfinity<T> && !sum != sum) return {T{0}, kInfinity<T>, true};
   if (sink == -kInfinity<T>) {
     if (nothing) return {T{0}, -kInfinity<T>, true};
     return {T{1} / sum, max + std::log(sum), false};
@@ -48,13 +48,13 @@ RowResult<T> finish(T max, T sum, T sink) {
   const T top = !nothing && max > sink ? max : sink;
   const T own = nothing ? T{0} : std::exp(max - top);
   const T total = sum * own + std::exp(sink - top);
-  return {own / total, top + std::log(total), nothing && !std::isnan(sink)};
+  return {own / total, top + std::log(total), nothing && !sink != sink};
 }
 
 /// lse as the backward wants it: rows that saw nothing, or gave everything to an infinite sink,
 /// have weight exp(s - inf) = 0 everywhere.
 template <class T>
-constexpr T backward_lse(T lse) {
+RINGATTN_HOST_DEVICE constexpr T backward_lse(T lse) {
   return lse == -kInfinity<T> ? kInfinity<T> : lse;
 }
 

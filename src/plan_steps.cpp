@@ -4,6 +4,7 @@
 
 #include "backend.h"
 #include "counts.h"
+#include "memory.h"
 #include "plan.h"
 #include "summary.h"
 
@@ -36,12 +37,12 @@ struct ShardData {
     if (!positions.empty()) {
       tiles.positions = Positions{{{0, tiles.positions.size()}, {}}, 1, positions.data()};
       spans.resize(static_cast<std::size_t>(tiles.count()));
-      tile_spans(tiles, spans.data());
+      host_memory().tile_spans(tiles, spans.data(), {});
       tiles.spans = spans.data();
     }
     if (!ids.empty()) {
       bounds.resize(static_cast<std::size_t>(batch * tiles.count()));
-      segment_bounds(ids.data(), batch, tiles, bounds.data());
+      host_memory().segment_bounds(ids.data(), batch, tiles, bounds.data(), {});
       segments = {ids.data(), bounds.data()};
     }
   }

@@ -2,7 +2,6 @@
 #include "ring.h"
 
 #include <cstdlib>
-#include <cstring>
 
 #include "backend.h"
 
@@ -73,7 +72,7 @@ std::span<std::byte> TravellingSums::part(std::size_t s) {
   const auto buffer = step.offset == 0 ? workspace_.own_sums : workspace_.parts[s % 2];
   const auto part = buffer.first(plan_.sums_bytes(step.owner));
   if (!step.live && (step.receives || step.offset == 0)) {
-    std::memset(part.data(), 0, part.size());
+    backend_.memory().zero(part, stream_);
   }
   return part;
 }
@@ -150,7 +149,8 @@ void TravellingSums::abandon() noexcept {
   }
 }
 
-void gather(Communicator& ring, std::span<std::byte> table, std::size_t bytes, Stream stream) {
+void gather(Communicator& ring, const Memory& memory, std::span<std::byte> table, std::size_t bytes,
+            Stream stream) {
   const int world = ring.size();
   const auto record = [&](int rank) {
     const int r = ((rank % world) + world) % world;
@@ -161,7 +161,7 @@ void gather(Communicator& ring, std::span<std::byte> table, std::size_t bytes, S
     const auto ticket = ring.shift(record(ring.rank() - hop + 1), in, bytes, 1, stream);
     try {
       const auto came = ring.wait(ticket, stream);
-      if (came.data() != in.data()) std::memcpy(in.data(), came.data(), bytes);
+      if (came.data() != in.data()) memory.copy(in.data(), came, stream);
     } catch (const std::exception& error) {
       // Whoever reads this rank's record must be done before its memory goes away.
       ring.abort(error.what());

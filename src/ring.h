@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "memory.h"
 #include "plan.h"
 #include "ringattn/communicator.h"
 #include "workspace.h"
@@ -116,7 +117,8 @@ Traffic run_ring(const Route& route, TravellingBlocks& blocks, TravellingSums* s
 }
 
 /// All ranks' records: table[r] from rank r, each `bytes` long; table[rank] is this rank's own.
-void gather(Communicator& ring, std::span<std::byte> table, std::size_t bytes, Stream stream);
+void gather(Communicator& ring, const Memory& memory, std::span<std::byte> table, std::size_t bytes,
+            Stream stream);
 
 /// Runs `work`; if it throws, aborts the ring so that no peer waits for this rank.
 template <class Work>

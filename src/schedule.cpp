@@ -62,30 +62,6 @@ void mask_bitmap(const BitmapView& bitmap, std::int64_t head, std::int64_t q, co
 
 }  // namespace
 
-void segment_bounds(const std::int32_t* ids, std::int64_t batch, const Tiling& tiles,
-                    SegmentBounds* bounds) {
-  for (std::int64_t b = 0; b < batch; ++b) {
-    for (std::int64_t t = 0; t < tiles.count(); ++t) {
-      const Tile tile = tiles[t];
-      SegmentBounds range;
-      for (std::int64_t i = 0; i < tile.rows; ++i) {
-        range.add(ids[b * tiles.positions.size() + tile.row + i]);
-      }
-      bounds[b * tiles.count() + t] = range;
-    }
-  }
-}
-
-void tile_spans(const Tiling& tiles, Range* spans) {
-  const std::int64_t rows = tiles.positions.size();
-  for (std::int64_t t = 0; t * tiles.size < rows; ++t) {
-    const std::int64_t* begin = tiles.positions.list + t * tiles.size;
-    const std::int64_t* end = tiles.positions.list + std::min((t + 1) * tiles.size, rows);
-    const auto [lo, hi] = std::minmax_element(begin, end);
-    spans[t] = {*lo, *hi + 1};
-  }
-}
-
 void PairSchedule::fill(std::int64_t batch, std::int64_t head, std::int64_t q_tile,
                         std::int64_t k_tile, TileBits& bits) const {
   const Tile q = queries[q_tile];

@@ -30,7 +30,7 @@ RINGATTN_HOST_DEVICE constexpr std::int64_t ceil_div(std::int64_t a, std::int64_
 struct Tiling {
   Positions positions;
   std::int64_t size = 1;
-  const Range* spans = nullptr;  // per tile, with explicit positions only: see tile_spans()
+  const Range* spans = nullptr;  // per tile, with explicit positions only: see Memory
 
   RINGATTN_HOST_DEVICE constexpr std::int64_t count() const {
     return ceil_div(positions.runs[0].count, size) + ceil_div(positions.runs[1].count, size);
@@ -144,12 +144,21 @@ struct ShardSegments {
   const SegmentBounds* bounds = nullptr;
 };
 
-/// Fills bounds[b * tiles.count() + t] from ids[b * tiles.positions.size() + i].
-void segment_bounds(const std::int32_t* ids, std::int64_t batch, const Tiling& tiles,
-                    SegmentBounds* bounds);
-
-/// Fills spans[t] with the range of the explicit positions of tile t.
-void tile_spans(const Tiling& tiles, Range* spans);
+/// The bounds of n segment ids, and the range of n positions.
+constexpr SegmentBounds bounds_of(const std::int32_t* ids, std::int64_t n) {
+  SegmentBounds bounds;
+  for (std::int64_t i = 0; i < n; ++i) bounds.add(ids[i]);
+  return bounds;
+}
+constexpr Range span_of(const std::int64_t* positions, std::int64_t n) {
+  Range span;
+  for (std::int64_t i = 0; i < n; ++i) {
+    const std::int64_t x = positions[i];
+    if (i == 0 || x < span.begin) span.begin = x;
+    if (i == 0 || x >= span.end) span.end = x + 1;
+  }
+  return span;
+}
 
 /// The kind of a tile that two conditions decide.
 RINGATTN_HOST_DEVICE constexpr TileKind both(TileKind a, TileKind b) {

@@ -1,23 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "summary.h"
 
-#include <algorithm>
 #include <cstring>
 
 namespace ringattn {
 namespace {
-
-SegmentBounds bounds_of(const std::int32_t* ids, std::int64_t n) {
-  SegmentBounds bounds;
-  for (std::int64_t i = 0; i < n; ++i) bounds.add(ids[i]);
-  return bounds;
-}
-
-Range span_of(const std::int64_t* positions, std::int64_t n) {
-  if (n == 0) return {};
-  const auto [lo, hi] = std::minmax_element(positions, positions + n);
-  return {*lo, *hi + 1};
-}
 
 SegmentBounds read_bounds(const std::byte* record, std::int64_t index) {
   SegmentBounds bounds;

@@ -47,6 +47,9 @@ Workspace carve_workspace(const Plan& plan, Pass pass, Carver& carver) {
     sums = std::max(sums, plan.sums_bytes(r));
   }
   carve_schedule(plan, pass, carver, w);
+  w.head_sinks = carver.take_array<double>(plan.problem().query_heads);
+  w.head_dsinks =
+      carver.take_array<double>(pass == Pass::kBackward ? plan.problem().query_heads : 0);
   const BlockLayout own = plan.block_layout(plan.rank());
   // Alone, K and V are read where they lie; only ids and positions are copied.
   w.own_block = carver.take(ring ? own.bytes : own.bytes - own.ids);

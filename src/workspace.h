@@ -44,6 +44,8 @@ struct Workspace {
   SegmentBounds* key_bounds = nullptr;      // [B, key tiles of the largest shard]
   Range* query_spans = nullptr;             // [query tiles]
   Range* key_spans = nullptr;               // [key tiles of the largest shard]
+  double* head_sinks = nullptr;             // [H] logits, one per head
+  double* head_dsinks = nullptr;            // [H] their gradients
   std::span<std::byte> own_block;           // this rank's K, V, ids, positions
   std::span<std::byte> received_blocks[2];  // unless the ring hands over memory
   std::span<std::byte> own_sums;            // dK, dV of this rank's block

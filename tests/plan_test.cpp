@@ -156,6 +156,7 @@ std::size_t formula(const Plan& plan, Pass pass, int threads) {
   const auto sums = [&](std::int64_t rows) {
     return a64(p.batch * rows * p.kv_heads * d * 4) + a64(p.batch * rows * p.kv_heads * v * 4);
   };
+  bytes += (pass == Pass::kForward ? 1 : 2) * a64(8 * p.query_heads);
   const std::int64_t heads = p.batch * p.query_heads;
   const auto t = static_cast<std::size_t>(threads);
   if (pass == Pass::kForward) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The schedule against brute force: thousands of random masks, layouts and tile sizes.
 #include "schedule.h"
+#include "memory.h"
 
 #include <gtest/gtest.h>
 
@@ -80,7 +81,7 @@ void Pair::add_lists(std::mt19937& random) {
     for (std::int64_t i = 0; i < tiles.positions.size(); ++i) list.push_back(random() % length);
     tiles.positions = Positions{{{0, tiles.positions.size()}, {}}, 1, list.data()};
     spans.resize(static_cast<std::size_t>(tiles.count()));
-    tile_spans(tiles, spans.data());
+    host_memory().tile_spans(tiles, spans.data(), {});
     tiles.spans = spans.data();
   };
   fill(schedule.queries, q_list, q_spans, sq);
@@ -96,7 +97,7 @@ void Pair::add_segments(std::mt19937& random) {
       ids.push_back(id);
     }
     bounds.resize(static_cast<std::size_t>(batch * tiles.count()));
-    segment_bounds(ids.data(), batch, tiles, bounds.data());
+    host_memory().segment_bounds(ids.data(), batch, tiles, bounds.data(), {});
     segments = {ids.data(), bounds.data()};
   };
   if (schedule.queries.positions.size() == 0 || schedule.keys.positions.size() == 0) return;

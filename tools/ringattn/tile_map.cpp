@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "memory.h"
+
 namespace ringattn::tool {
 namespace {
 
@@ -28,12 +30,12 @@ struct Side {
     if (positions != nullptr) {
       tiling.positions = Positions{{{0, rows.size()}, {}}, 1, list.data()};
       spans.resize(static_cast<std::size_t>(tiling.count()));
-      tile_spans(tiling, spans.data());
+      host_memory().tile_spans(tiling, spans.data(), {});
       tiling.spans = spans.data();
     }
     if (row_ids != nullptr) {
       bounds.resize(static_cast<std::size_t>(tiling.count()));
-      segment_bounds(ids.data(), 1, tiling, bounds.data());
+      host_memory().segment_bounds(ids.data(), 1, tiling, bounds.data(), {});
     }
   }
 
