@@ -6,13 +6,21 @@
 #include "backend.h"
 #include "cpu/cpu.h"
 #include "reference/reference.h"
+#if defined(RINGATTN_HAVE_CUDA)
+#include "cuda/cuda_backend.h"
+#endif
 
 namespace ringattn {
 
 std::span<const Backend* const> all_backends() {
   static const CpuBackend cpu;
   static const ReferenceBackend reference;
+#if defined(RINGATTN_HAVE_CUDA)
+  static const CudaBackend cuda;
+  static const std::array<const Backend*, 3> list = {&cuda, &cpu, &reference};
+#else
   static const std::array<const Backend*, 2> list = {&cpu, &reference};
+#endif
   return list;
 }
 
@@ -33,9 +41,11 @@ ChosenBackend choose_backend(const Problem& problem, const Options& options) {
     }
     reasons += name + ": " + *reason + "; ";
   }
+#if !defined(RINGATTN_HAVE_CUDA)
   if (options.backend == "cuda") {
     throw Error(ErrorCode::kUnsupported, "backend: cuda is not in this build; there are " + names);
   }
+#endif
   if (reasons.empty()) {
     throw Error(ErrorCode::kInvalidArgument,
                 "backend: expected auto, " + names + ", got " + options.backend);
@@ -50,7 +60,9 @@ std::vector<BackendInfo> backends() {
     list.push_back(
         {std::string(backend->name()), !absent, absent.value_or(""), backend->instruction_sets()});
   }
+#if !defined(RINGATTN_HAVE_CUDA)
   list.push_back({"cuda", false, "this build has no CUDA backend", {}});
+#endif
   return list;
 }
 

@@ -24,6 +24,12 @@ class HostMemory final : public Memory {
     ::operator delete (data, std::align_val_t{Carver::kAlignment});
   }
   void upload(std::byte* to, std::span<const std::byte> from) const override { copy(to, from, {}); }
+  void download(std::span<std::byte> to, const std::byte* from) const override {
+    copy(to.data(), {from, to.size()}, {});
+  }
+  Stream make_stream() const override { return {}; }
+  void destroy(Stream) const noexcept override {}
+  void synchronize(Stream) const override {}
   void copy(std::byte* to, std::span<const std::byte> from, Stream) const override {
     if (to != from.data() && !from.empty()) std::memcpy(to, from.data(), from.size());
   }

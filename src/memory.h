@@ -29,6 +29,14 @@ class Memory {
   /// From the host, complete on return: for plans, not for calls.
   virtual void upload(std::byte* to, std::span<const std::byte> from) const = 0;
 
+  /// To the host, after everything that was enqueued before: for tests and tools.
+  virtual void download(std::span<std::byte> to, const std::byte* from) const = 0;
+
+  /// A stream of one's own, and when its work is done. The host's are null and always done.
+  virtual Stream make_stream() const = 0;
+  virtual void destroy(Stream stream) const noexcept = 0;
+  virtual void synchronize(Stream stream) const = 0;
+
   virtual void copy(std::byte* to, std::span<const std::byte> from, Stream stream) const = 0;
   virtual void zero(std::span<std::byte> data, Stream stream) const = 0;
 

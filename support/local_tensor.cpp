@@ -63,6 +63,24 @@ LocalTensor::LocalTensor(DType dtype, std::vector<std::int64_t> shape, bool guar
   view_.data = bytes_.data() + canary * size;
 }
 
+void LocalTensor::reside(const Memory& memory) {
+  if (!present()) return;
+  copy_ = allocate(memory, bytes_.size());
+  memory.upload(copy_.get(), bytes_);
+}
+
+void LocalTensor::fetch() {
+  if (copy_ != nullptr) copy_.get_deleter().memory->download(bytes_, copy_.get());
+}
+
+TensorView LocalTensor::argument() {
+  if (copy_ == nullptr) return view_;
+  TensorView view = view_;
+  view.data = copy_.get() + (static_cast<const std::byte*>(view_.data) - bytes_.data());
+  view.device = Device::kCuda;
+  return view;
+}
+
 bool LocalTensor::intact() const {
   if (!present()) return true;
   std::vector<std::byte> rest = bytes_;

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "memory.h"
 #include "ringattn/tensor.h"
 
 namespace ringattn::support {
@@ -20,6 +21,15 @@ class LocalTensor {
   /// nobody writes shows up as a NaN in what should be finite.
   LocalTensor(DType dtype, std::vector<std::int64_t> shape, bool guarded);
 
+  /// Gives it a copy in another memory, which argument() then shows.
+  void reside(const Memory& memory);
+
+  /// Fetches what was written there.
+  void fetch();
+
+  /// What a call is given: the tensor here, or its copy.
+  TensorView argument();
+
   bool present() const { return view_.present(); }
   TensorView view() { return view_; }
   ConstTensorView view() const { return view_; }
@@ -30,6 +40,7 @@ class LocalTensor {
  private:
   std::vector<std::byte> bytes_;
   TensorView view_;
+  Allocation copy_;
 };
 
 }  // namespace ringattn::support

@@ -48,38 +48,48 @@ bool GuardedWorkspace::intact() const {
 
 ForwardArgs RingJob::Rank::forward_args() {
   ForwardArgs args;
-  args.query = query.view();
-  args.key = key.view();
-  args.value = value.view();
-  args.q_segment_ids = q_ids.view();
-  args.kv_segment_ids = kv_ids.view();
-  args.q_positions = q_positions.view();
-  args.kv_positions = kv_positions.view();
-  args.sinks = sinks.view();
-  args.out = out.view();
-  args.lse = lse.view();
+  args.query = query.argument();
+  args.key = key.argument();
+  args.value = value.argument();
+  args.q_segment_ids = q_ids.argument();
+  args.kv_segment_ids = kv_ids.argument();
+  args.q_positions = q_positions.argument();
+  args.kv_positions = kv_positions.argument();
+  args.sinks = sinks.argument();
+  args.out = out.argument();
+  args.lse = lse.argument();
   return args;
 }
 
 BackwardArgs RingJob::Rank::backward_args() {
   BackwardArgs args;
-  args.query = query.view();
-  args.key = key.view();
-  args.value = value.view();
-  args.q_segment_ids = q_ids.view();
-  args.kv_segment_ids = kv_ids.view();
-  args.q_positions = q_positions.view();
-  args.kv_positions = kv_positions.view();
-  args.sinks = sinks.view();
-  args.out = out.view();
-  args.lse = lse.view();
-  args.dout = dout.view();
-  args.dlse = dlse.view();
-  args.dquery = dquery.view();
-  args.dkey = dkey.view();
-  args.dvalue = dvalue.view();
-  args.dsinks = dsinks.view();
+  args.query = query.argument();
+  args.key = key.argument();
+  args.value = value.argument();
+  args.q_segment_ids = q_ids.argument();
+  args.kv_segment_ids = kv_ids.argument();
+  args.q_positions = q_positions.argument();
+  args.kv_positions = kv_positions.argument();
+  args.sinks = sinks.argument();
+  args.out = out.argument();
+  args.lse = lse.argument();
+  args.dout = dout.argument();
+  args.dlse = dlse.argument();
+  args.dquery = dquery.argument();
+  args.dkey = dkey.argument();
+  args.dvalue = dvalue.argument();
+  args.dsinks = dsinks.argument();
   return args;
+}
+
+void RingJob::Rank::for_tensors(bool outputs, const std::function<void(LocalTensor&)>& f) {
+  if (!outputs) {
+    for (LocalTensor* t : {&query, &key, &value, &q_ids, &kv_ids, &q_positions, &kv_positions,
+                           &sinks, &dout, &dlse}) {
+      f(*t);
+    }
+  }
+  for (LocalTensor* t : {&out, &lse, &dquery, &dkey, &dvalue, &dsinks}) f(*t);
 }
 
 void RingJob::Rank::cut_inputs(const RingInputs& in, Layout layout, int world, bool guarded) {

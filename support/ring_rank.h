@@ -18,9 +18,12 @@ struct RingJob::Rank {
   LocalTensor out, lse, dquery, dkey, dvalue, dsinks;
   std::unique_ptr<RingAttention> attention;
   PassCounts forward, backward;
+  Stream stream;
 
   ForwardArgs forward_args();
   BackwardArgs backward_args();
+  /// Calls f for the outputs, and before them for the inputs too.
+  void for_tensors(bool outputs, const std::function<void(LocalTensor&)>& f);
   void cut_inputs(const RingInputs& in, Layout layout, int world, bool guarded);
   void make_outputs(const RingSettings& settings, const Problem& problem);
 

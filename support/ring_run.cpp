@@ -8,6 +8,8 @@
 #include <mutex>
 #include <thread>
 
+#include "backend.h"
+#include "ringattn/cuda.h"
 #include "support/ring_rank.h"
 
 namespace ringattn::support {
@@ -55,6 +57,17 @@ void timed(Communicator& ring, Outcome& outcome, const Work& work) {
   outcome.end = std::max(outcome.end, end);
 }
 
+std::vector<std::unique_ptr<Communicator>> make_device_ring(int ranks,
+                                                            std::chrono::milliseconds timeout) {
+#if defined(RINGATTN_HAVE_CUDA)
+  return make_cuda_local_ring(ranks, timeout);
+#else
+  (void)timeout;
+  throw Error(ErrorCode::kUnsupported, "a ring of " + std::to_string(ranks) +
+                                           " ranks on a GPU: this build has no CUDA backend");
+#endif
+}
+
 }  // namespace
 
 RingJob::RingJob(const Problem& problem, const Options& options, const RingInputs& inputs,
@@ -62,7 +75,9 @@ RingJob::RingJob(const Problem& problem, const Options& options, const RingInput
     : settings_(settings),
       problem_(problem),
       options_(options),
-      ring_(make_local_ring(settings.ring, settings.timeout)) {
+      memory_(choose_backend(problem, options).backend->memory()),
+      ring_(memory_.on_host() ? make_local_ring(settings.ring, settings.timeout)
+                              : make_device_ring(settings.ring, settings.timeout)) {
   options_.segment_ids = inputs.q_segment_ids.present() || inputs.kv_segment_ids.present();
   options_.explicit_positions = inputs.q_positions.present() || inputs.kv_positions.present();
   for (int r = 0; r < settings_.ring; ++r) {
@@ -75,10 +90,17 @@ RingJob::RingJob(const Problem& problem, const Options& options, const RingInput
                                                      problem_, options_);
     rank.cut_inputs(inputs, options_.layout, settings_.ring, settings_.guarded);
     rank.make_outputs(settings_, problem_);
+    if (memory_.on_host()) return;
+    rank.stream = memory_.make_stream();
+    rank.for_tensors(false, [&](LocalTensor& t) { t.reside(memory_); });
   });
 }
 
-RingJob::~RingJob() = default;
+RingJob::~RingJob() {
+  for (const auto& rank : ranks_) {
+    if (rank->stream.handle != nullptr) memory_.destroy(rank->stream);
+  }
+}
 
 template <class Work>
 double RingJob::on_all_ranks(const Work& work) {
@@ -108,19 +130,20 @@ double RingJob::on_all_ranks(const Work& work) {
 
 void RingJob::run_pass(Rank& rank, bool backward, int& done) {
   RingAttention& attention = *rank.attention;
-  GuardedWorkspace workspace(!settings_.guarded ? 0
-                             : backward         ? attention.backward_workspace_bytes()
-                                                : attention.forward_workspace_bytes());
-  const std::span<std::byte> given = settings_.guarded ? workspace.span() : std::span<std::byte>{};
+  const bool guarded = settings_.guarded && memory_.on_host();
+  GuardedWorkspace workspace(!guarded   ? 0
+                             : backward ? attention.backward_workspace_bytes()
+                                        : attention.forward_workspace_bytes());
+  const std::span<std::byte> given = guarded ? workspace.span() : std::span<std::byte>{};
   if (backward) {
-    rank.backward = attention.backward(rank.backward_args(), given);
+    rank.backward = attention.backward(rank.backward_args(), given, rank.stream);
   } else {
-    rank.forward = attention.forward(rank.forward_args(), given);
+    rank.forward = attention.forward(rank.forward_args(), given, rank.stream);
   }
-  if (settings_.guarded) {
-    require_intact(workspace.intact(), rank.rank, "the workspace");
-    rank.require_intact_outputs();
-  }
+  memory_.synchronize(rank.stream);
+  if (!memory_.on_host()) rank.for_tensors(true, [](LocalTensor& t) { t.fetch(); });
+  if (guarded) require_intact(workspace.intact(), rank.rank, "the workspace");
+  if (settings_.guarded) rank.require_intact_outputs();
   if (settings_.progress) {
     static std::mutex one_at_a_time;
     const std::lock_guard lock(one_at_a_time);

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "io/host_tensor.h"
+#include "memory.h"
 #include "ringattn/attention.h"
 
 namespace ringattn::support {
@@ -58,10 +59,10 @@ struct RingResult {
   std::string backend_reason;
 };
 
-/// A ring whose ranks hold their shards: run its passes as often as you like. Options'
-/// segment_ids and explicit_positions follow from the inputs. Throws what the rank threw that
-/// failed by itself, not its peers' complaints about it. With `guarded`, a write outside an
-/// output is an Error(kInternal).
+/// A ring whose ranks hold their shards, in the memory of the problem's device: run its passes as
+/// often as you like. Options' segment_ids and explicit_positions follow from the inputs. Throws
+/// what the rank threw that failed by itself, not its peers' complaints about it. With `guarded`, a
+/// write outside an output is an Error(kInternal).
 class RingJob {
  public:
   RingJob(const Problem& problem, const Options& options, const RingInputs& inputs,
@@ -83,6 +84,7 @@ class RingJob {
   RingSettings settings_;
   Problem problem_;
   Options options_;
+  const Memory& memory_;
   std::vector<std::unique_ptr<Communicator>> ring_;
   std::vector<std::unique_ptr<Rank>> ranks_;
   double forward_ms_ = 0.0;

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cuda/cuda_backend.h"
+
+#include <algorithm>
+
+#include "cuda/check.h"
+#include "cuda/device_memory.h"
+#include "cuda/portable/parameters.h"
+#include "cuda/preprocess.h"
+#include "workspace.h"
+
+namespace ringattn {
+namespace cuda {
+namespace {
+
+constexpr std::int64_t kMaxHeadDim = 256;
+
+/// Calls f with the type and head_dim of the kernels that take the problem.
+template <class T, class F>
+auto with_dim(const Problem& p, const F& f) {
+  const std::int64_t dim = std::max(p.head_dim, p.value_dim);
+  if (dim <= 64) return f.template operator()<T, 64>();
+  if (dim <= 128) return f.template operator()<T, 128>();
+  return f.template operator()<T, 256>();
+}
+template <class F>
+auto with_kernels(const Problem& p, const F& f) {
+  if (p.dtype == DType::kBFloat16) return with_dim<__nv_bfloat16>(p, f);
+  if (p.dtype == DType::kFloat16) return with_dim<__half>(p, f);
+  return with_dim<float>(p, f);
+}
+
+template <class T, class View>
+portable::Rows<T> rows(const View& view) {
+  constexpr std::int64_t kChunk = 16 / static_cast<std::int64_t>(sizeof(T));
+  portable::Rows<T> r;
+  r.data = static_cast<T*>(view.data);
+  r.batch = view.stride(0);
+  r.seq = view.stride(1);
+  r.head = view.stride(2);
+  r.aligned = reinterpret_cast<std::uintptr_t>(view.data) % 16 == 0 && r.batch % kChunk == 0 &&
+              r.seq % kChunk == 0 && r.head % kChunk == 0 && view.dim(3) % kChunk == 0;
+  return r;
+}
+
+/// `out` in the problem's dtype or in float32: one of the two is set.
+template <class T>
+void set_result(const TensorView& view, portable::Rows<T>& own, portable::Rows<float>& wide) {
+  if (view.dtype == DType::kFloat32) {
+    wide = rows<float>(view);
+  } else {
+    own = rows<T>(view);
+  }
+}
+
+template <class T>
+void set_common(const StepContext& step, portable::Common<T>& c) {
+  const Problem& p = step.plan.problem();
+  c.schedule = step.schedule;
+  c.query = rows<const T>(step.query);
+  c.key = rows<const T>(step.key);
+  c.value = rows<const T>(step.value);
+  c.batch = static_cast<int>(p.batch);
+  c.heads = static_cast<int>(p.query_heads);
+  c.group = static_cast<int>(p.query_heads / p.kv_heads);
+  c.head_dim = static_cast<int>(p.head_dim);
+  c.value_dim = static_cast<int>(p.value_dim);
+  c.scale = step.plan.scale();
+  c.cap = step.plan.soft_cap();
+  c.first = step.first;
+  c.last = step.last;
+}
+
+std::int64_t state_rows(const Plan& plan) {
+  const Problem& p = plan.problem();
+  return p.batch * p.query_heads * plan.query_rows(plan.rank()).size();
+}
+
+struct ForwardPieces {
+  float* acc;  // [B, H, Sq, Dv], between steps
+  float* max;  // [B, H, Sq]
+  float* sum;
+};
+ForwardPieces carve_forward(const Plan& plan, Carver& carver) {
+  const std::int64_t n = plan.world() == 1 ? 0 : state_rows(plan);
+  ForwardPieces w{};
+  w.acc = carver.take_array<float>(n * plan.problem().value_dim);
+  w.max = carver.take_array<float>(n);
+  w.sum = carver.take_array<float>(n);
+  return w;
+}
+
+struct BackwardPieces {
+  float* lse;         // [B, H, Sq]
+  float* delta;       // [B, H, Sq]
+  float* dquery_sum;  // [B, H, Sq, D], between steps
+};
+BackwardPieces carve_backward(const Plan& plan, Carver& carver) {
+  const std::int64_t n = state_rows(plan);
+  BackwardPieces w{};
+  w.lse = carver.take_array<float>(n);
+  w.delta = carver.take_array<float>(n);
+  w.dquery_sum = carver.take_array<float>(plan.world() == 1 ? 0 : n * plan.problem().head_dim);
+  return w;
+}
+
+/// Shared memory that a block may ask for on the current device.
+int shared_limit() {
+  int device = 0;
+  int bytes = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+        "the device's shared memory");
+  return bytes;
+}
+
+}  // namespace
+}  // namespace cuda
+
+const Memory& CudaBackend::memory() const { return cuda::device_memory(); }
+
+std::optional<std::string> CudaBackend::why_absent() const {
+  int devices = 0;
+  const cudaError_t error = cudaGetDeviceCount(&devices);
+  if (error != cudaSuccess) return std::string("no usable GPU: ") + cudaGetErrorString(error);
+  if (devices == 0) return "there is no NVIDIA GPU";
+  int device = 0;
+  int major = 0;
+  cuda::check(cudaGetDevice(&device), "cudaGetDevice");
+  cuda::check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+              "the device's compute capability");
+  if (major < 8) return "the GPU is older than compute capability 8.0";
+  return std::nullopt;
+}
+
+std::optional<std::string> CudaBackend::why_not(const Problem& p, const Options&) const {
+  if (p.device != Device::kCuda) return "it runs on GPU memory only";
+  const std::int64_t dim = std::max(p.head_dim, p.value_dim);
+  if (dim > cuda::kMaxHeadDim) {
+    return "head_dim " + std::to_string(dim) + " is above " + std::to_string(cuda::kMaxHeadDim);
+  }
+  if (p.batch > INT32_MAX || p.query_heads > INT32_MAX) return "batch or heads are above 2^31";
+  const int needed = cuda::with_kernels(p, []<class T, int kDim>() {
+    return std::max(cuda::portable::forward_shared_bytes<T, kDim>(),
+                    cuda::portable::backward_shared_bytes<T, kDim>());
+  });
+  constexpr int kStatic = 4096;  // of the kernels, at most
+  if (needed + kStatic > cuda::shared_limit()) {
+    return "head_dim " + std::to_string(dim) + " in " + ringattn::name(p.dtype) + " needs " +
+           std::to_string(needed + kStatic) + " bytes of shared memory, the GPU has " +
+           std::to_string(cuda::shared_limit());
+  }
+  return std::nullopt;
+}
+
+TileShape CudaBackend::tiles(const Problem&, const TileHint& hint, Pass) const {
+  // What kernels skip by. They cut tiles in pieces of their own, so any size is possible.
+  const auto clamp = [](std::int64_t asked) {
+    return asked > 0 ? std::min<std::int64_t>(asked, 128) : 128;
+  };
+  return {clamp(hint.q_blocksize), clamp(hint.kv_blocksize)};
+}
+
+std::size_t CudaBackend::workspace_bytes(const Plan& plan, Pass pass) const {
+  Carver measure;
+  if (pass == Pass::kForward) {
+    cuda::carve_forward(plan, measure);
+  } else {
+    cuda::carve_backward(plan, measure);
+  }
+  return measure.used();
+}
+
+PassCounts CudaBackend::forward(const ForwardStep& step) const {
+  Carver carver(step.workspace);
+  const cuda::ForwardPieces w = cuda::carve_forward(step.plan, carver);
+  cuda::with_kernels(step.plan.problem(), [&]<class T, int kDim>() {
+    cuda::portable::ForwardParameters<T> p;
+    cuda::set_common(step, p);
+    p.sinks = step.sinks;
+    cuda::set_result(step.out, p.out, p.out32);
+    if (step.lse.present()) {
+      p.lse = static_cast<float*>(step.lse.data);
+      p.lse_batch = step.lse.stride(0);
+      p.lse_head = step.lse.stride(1);
+      p.lse_seq = step.lse.stride(2);
+    }
+    p.acc = w.acc;
+    p.max = w.max;
+    p.sum = w.sum;
+    cuda::check(cuda::portable::launch_forward<T, kDim>(p, cuda::native(step.stream)),
+                "the forward kernel");
+  });
+  return {};
+}
+
+PassCounts CudaBackend::backward(const BackwardStep& step) const {
+  Carver carver(step.workspace);
+  const cuda::BackwardPieces w = cuda::carve_backward(step.plan, carver);
+  if (step.first) cuda::preprocess(step, w.lse, w.delta);
+  cuda::with_kernels(step.plan.problem(), [&]<class T, int kDim>() {
+    cuda::portable::BackwardParameters<T> p;
+    cuda::set_common(step, p);
+    p.dout = cuda::rows<const T>(step.dout);
+    p.lse = w.lse;
+    p.delta = w.delta;
+    p.dquery_sum = w.dquery_sum;
+    cuda::set_result(step.dquery, p.dquery, p.dquery32);
+    p.dkey = reinterpret_cast<float*>(step.dkey_sum);
+    p.dvalue = reinterpret_cast<float*>(step.dvalue_sum);
+    cuda::check(cuda::portable::launch_backward<T, kDim>(p, cuda::native(step.stream)),
+                "the backward kernels");
+  });
+  return {};
+}
+
+void CudaBackend::accumulate(std::byte* sum, const std::byte* part, std::int64_t n, Executor&,
+                             Stream stream) const {
+  cuda::accumulate(reinterpret_cast<float*>(sum), reinterpret_cast<const float*>(part), n, stream);
+}
+
+void CudaBackend::store(const std::byte* sum, TensorView out, Executor&, Stream stream) const {
+  cuda::store(reinterpret_cast<const float*>(sum), out, stream);
+}
+
+}  // namespace ringattn

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which tiles a block of threads visits, and which pairs of a tile are visible: the schedule's
+// answers, asked from the device. One thread walks, for all; all threads find the bits.
+#pragma once
+
+#include <new>
+
+#include "schedule.h"
+
+namespace ringattn::cuda {
+
+/// At most kPiece consecutive rows of one tile.
+struct Piece {
+  std::int64_t tile;  // its number
+  std::int64_t row;   // first row
+  int offset;         // of that row within the tile
+  int rows;           // 0: there is no more
+  bool masked;        // some pairs may be invisible
+};
+
+/// Tiles of one side that a tile of the other side visits, in pieces. kKeys: the key tiles of a
+/// query tile; otherwise the query tiles of a key tile.
+template <bool kKeys, int kPiece>
+class Walk {
+ public:
+  __device__ Walk(const PairSchedule& schedule, int batch, int head, std::int64_t own_tile)
+      : batch_(batch), head_(head), own_(own_tile) {
+    if constexpr (kKeys) {
+      ranges_ = visit(schedule.mask, schedule.queries[own_tile].span, schedule.keys);
+    } else {
+      ranges_ =
+          visit(schedule.mask.transposed(), schedule.keys[own_tile].span, schedule.queries);
+    }
+    by_ranges_ = schedule.interval_only() && others(schedule).positions.list == nullptr &&
+                 (kKeys ? schedule.queries : schedule.keys).positions.list == nullptr;
+    next_ = ranges_.visited[0].begin;
+  }
+
+  __device__ Piece next(const PairSchedule& schedule) {
+    offset_ += kPiece;
+    if (offset_ >= rows_ && !advance(schedule)) return {0, 0, 0, 0, false};
+    const int rows = rows_ - offset_ < kPiece ? rows_ - offset_ : kPiece;
+    return {next_ - 1, row_ + offset_, offset_, rows, masked_};
+  }
+
+ private:
+  __device__ static const Tiling& others(const PairSchedule& s) {
+    return kKeys ? s.keys : s.queries;
+  }
+
+  /// To the next tile that is not empty.
+  __device__ bool advance(const PairSchedule& schedule) {
+    for (;;) {
+      while (run_ < 2 && next_ >= ranges_.visited[run_].end) {
+        if (++run_ < 2) next_ = ranges_.visited[run_].begin;
+      }
+      if (run_ == 2) return false;
+      const std::int64_t tile = next_++;
+      TileKind kind = TileKind::kMasked;
+      if (by_ranges_) {
+        kind = ranges_.is_full(tile) ? TileKind::kFull : TileKind::kMasked;
+      } else {
+        kind = kKeys ? schedule.kind(batch_, head_, own_, tile)
+                     : schedule.kind(batch_, head_, tile, own_);
+      }
+      if (kind == TileKind::kSkip) continue;
+      const Tile found = others(schedule)[tile];
+      row_ = found.row;
+      rows_ = static_cast<int>(found.rows);
+      offset_ = 0;
+      masked_ = kind == TileKind::kMasked;
+      return true;
+    }
+  }
+
+  int batch_, head_;
+  std::int64_t own_;
+  TileRanges ranges_;
+  std::int64_t next_ = 0, row_ = 0;
+  int run_ = 0, rows_ = 0, offset_ = 0;
+  bool by_ranges_ = false, masked_ = false;
+};
+
+/// What the threads of a block share of a walk: the pieces now, next and after that.
+template <bool kKeys, int kPiece>
+struct SharedWalk {
+  Piece pieces[4];
+  alignas(8) unsigned char walk[sizeof(Walk<kKeys, kPiece>)];
+
+  /// By one thread; the others see pieces 0 and 1 after a barrier.
+  __device__ void begin(const PairSchedule& s, int batch, int head, std::int64_t own_tile) {
+    new (walk) Walk<kKeys, kPiece>(s, batch, head, own_tile);
+    pieces[0] = next(s);
+    pieces[1] = pieces[0].rows > 0 ? next(s) : pieces[0];
+  }
+  __device__ Piece next(const PairSchedule& s) {
+    return reinterpret_cast<Walk<kKeys, kPiece>*>(walk)->next(s);
+  }
+};
+
+/// Bits of the columns of a piece that each of kRows rows sees: word w of row i holds columns
+/// 32 w to 32 w + 31.
+template <int kRows, int kPiece>
+struct SharedBits {
+  std::uint32_t words[kRows][kPiece / 32 + (kPiece < 32)];
+};
+
+/// Bits [begin, end) of a word.
+__device__ inline std::uint32_t bit_range(std::int64_t begin, std::int64_t end) {
+  const int lo = static_cast<int>(begin < 0 ? 0 : begin > 32 ? 32 : begin);
+  const int hi = static_cast<int>(end < 0 ? 0 : end > 32 ? 32 : end);
+  if (lo >= hi) return 0;
+  return (hi == 32 ? ~0U : (1U << hi) - 1U) & ~0U << lo;
+}
+
+/// Fills the bits of `rows` rows from local row `own` on; the rest becomes 0.
+template <bool kKeys, int kThreads, int kRows, int kPiece>
+__device__ void find_bits(const PairSchedule& s, const Piece& piece, int batch, int head,
+                          std::int64_t own, int rows, SharedBits<kRows, kPiece>& bits) {
+  constexpr int kWords = sizeof(bits.words[0]) / 4;
+  const Tiling& others = kKeys ? s.keys : s.queries;
+  const Positions& positions = kKeys ? s.queries.positions : s.keys.positions;
+#pragma unroll 1
+  for (int n = threadIdx.x; n < kRows * kWords; n += kThreads) {
+    const int i = n / kWords;
+    const int first = n % kWords * 32;
+    std::uint32_t word = 0;
+    if (i < rows) {
+      word = bit_range(0, piece.rows - first);
+      if (others.positions.list == nullptr) {
+        const IntervalMask mask = kKeys ? s.mask : s.mask.transposed();
+        const Range seen =
+            rows_within(mask.row(positions(own + i)), others.positions, others[piece.tile]);
+        word &= bit_range(seen.begin - piece.offset - first, seen.end - piece.offset - first);
+      }
+      if (word != 0 && (!s.interval_only() || others.positions.list != nullptr)) {
+#pragma unroll 1
+        for (int c = 0; c < 32; ++c) {
+          if ((word >> c & 1U) == 0) continue;
+          const std::int64_t other = piece.row + first + c;
+          const bool seen = kKeys ? s.visible(batch, head, own + i, other)
+                                  : s.visible(batch, head, other, own + i);
+          if (!seen) word &= ~(1U << c);
+        }
+      }
+    }
+    bits.words[i][n % kWords] = word;
+  }
+}
+
+}  // namespace ringattn::cuda

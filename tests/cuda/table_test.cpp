@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+// The conformance table on a GPU: every case, layout and ring size against float64, guarded and
+// strided tensors, the same bits in a second run. Rings are ranks with a stream each on one GPU.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <string>
+#include <tuple>
+
+#include "backend.h"
+#include "conformance/table.h"
+#include "support/conformance.h"
+#include "support/data.h"
+
+namespace ringattn::support {
+namespace {
+
+/// Why nothing can run here; empty: it can.
+std::string absent() {
+  for (const BackendInfo& backend : backends()) {
+    if (backend.name == "cuda") return backend.available ? "" : backend.reason;
+  }
+  return "this build has no CUDA backend";
+}
+
+// What only matters where rows are cut in pieces of 16 to 128, or where heads are padded.
+constexpr const char* kMore[] = {
+    "b2_sq300_h4x2_d64_bf16_causal_bwd",
+    "sq520_h2_d128_bf16_causal_sink_bwd",
+    "sq300_sk431_h2_d128_f16_w100,30_bwd",
+    "sq260_h2_d256_bf16_causal_bwd",
+    "sq200_h2_d256_causal_bwd",
+    "sq200_h2_d192_dv128_bf16_causal_bwd",
+    "sq330_h4x1_d96_f16_chunk100_cap20_bwd_dlse",
+    "b2_sq300_h2_d64_bf16_seg_causal_bwd",
+    "sq300_h2_d72_bf16_maskh_bwd",
+    "sq257_h2_d64_f16_pos_causal_w90,0_bwd",
+    "sq700_h2_d128_bwd",
+};
+
+class CudaTable : public testing::TestWithParam<std::tuple<const char*, Layout>> {
+ protected:
+  void SetUp() override {
+    const std::string reason = absent();
+    if (!reason.empty()) GTEST_SKIP() << "no test on a GPU: " << reason;
+  }
+};
+
+TEST_P(CudaTable, MatchesFloat64OnEveryRing) {
+  const auto& [text, layout] = GetParam();
+  Case c = parse_case(text);
+  c.layout = layout;
+  const CaseData data = make_data(c);
+  const Options options = make_options(c, data);
+  const Expected expected = make_expected(make_problem(c), options, data.inputs(), c.backward);
+  Problem problem = make_problem(c);
+  problem.device = Device::kCuda;
+  CheckSettings settings;
+  settings.backend = "cuda";
+  if (std::max(problem.head_dim, problem.value_dim) > 256) {
+    EXPECT_THROW(check_against(expected, problem, options, data.inputs(), 1, c.backward, settings),
+                 Error);
+    return;
+  }
+  for (int ring : {1, 2, 3, 4, 8}) {
+    c.ring = ring;
+    settings.against_one = ring == 8;
+    const CheckReport report =
+        check_against(expected, problem, options, data.inputs(), ring, c.backward, settings);
+    EXPECT_TRUE(report.ok()) << to_string(c) << "\n" << report.message();
+    EXPECT_EQ(report.result.backend, "cuda");
+  }
+}
+
+std::string parameter_name(const testing::TestParamInfo<std::tuple<const char*, Layout>>& info) {
+  return std::string(ringattn::name(std::get<1>(info.param))) + "_" +
+         test_name(std::get<0>(info.param));
+}
+
+constexpr Layout kLayouts[] = {Layout::kContiguous, Layout::kZigzag, Layout::kStriped};
+INSTANTIATE_TEST_SUITE_P(Shared, CudaTable,
+                         testing::Combine(testing::ValuesIn(kTable), testing::ValuesIn(kLayouts)),
+                         parameter_name);
+INSTANTIATE_TEST_SUITE_P(Gpu, CudaTable,
+                         testing::Combine(testing::ValuesIn(kMore), testing::ValuesIn(kLayouts)),
+                         parameter_name);
+
+}  // namespace
+}  // namespace ringattn::support
