@@ -9,38 +9,54 @@
 namespace ringattn::cuda {
 namespace {
 
-/// Events of all ranks, by ticket: every rank calls the same verbs, so that a transfer has the same
-/// ticket on both of its ends.
+/// Events of all ranks, by channel and number: the sender's n-th message to a rank is that rank's
+/// n-th from it. Each event is made and recorded by one thread; the hosts' rendezvous shows it to
+/// the other.
 class Events {
  public:
-  Events(int ranks, int slots) : slots_(slots) {
-    events_.resize(static_cast<std::size_t>(2 * ranks * slots));
-    for (cudaEvent_t& event : events_) {
-      check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreate");
-    }
+  explicit Events(int ranks) : ranks_(ranks), slots_(2 * ranks + 16) {
+    const auto n = static_cast<std::size_t>(ranks);
+    events_.resize(2 * n * n * static_cast<std::size_t>(slots_));
   }
   Events(const Events&) = delete;
   Events& operator=(const Events&) = delete;
   ~Events() {
-    for (cudaEvent_t event : events_) (void)cudaEventDestroy(event);
+    for (cudaEvent_t event : events_) {
+      if (event != nullptr) (void)cudaEventDestroy(event);
+    }
   }
 
-  cudaEvent_t sent(int rank, Communicator::Ticket ticket) { return at(2 * rank, ticket); }
-  cudaEvent_t read(int rank, Communicator::Ticket ticket) { return at(2 * rank + 1, ticket); }
+  enum Kind { kSent, kRead };
+
+  void record(Kind kind, int from, int to, std::int64_t number, Stream stream) {
+    cudaEvent_t& event = at(kind, from, to, number);
+    if (event == nullptr) {
+      check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreate");
+    }
+    check(cudaEventRecord(event, native(stream)), "cudaEventRecord");
+  }
+  void wait(Kind kind, int from, int to, std::int64_t number, Stream stream) {
+    const cudaEvent_t event = at(kind, from, to, number);
+    if (event != nullptr) check(cudaStreamWaitEvent(native(stream), event), "cudaStreamWaitEvent");
+  }
 
  private:
-  cudaEvent_t at(int row, Communicator::Ticket ticket) {
-    return events_[static_cast<std::size_t>(row) * static_cast<std::size_t>(slots_) +
-                   static_cast<std::size_t>(ticket % slots_)];
+  cudaEvent_t& at(Kind kind, int from, int to, std::int64_t number) {
+    const std::int64_t channel = (static_cast<std::int64_t>(kind) * ranks_ + from) * ranks_ + to;
+    return events_[static_cast<std::size_t>(channel * slots_ + number % slots_)];
   }
-  int slots_;
+  int ranks_;
+  std::int64_t slots_;
   std::vector<cudaEvent_t> events_;
 };
 
 class CudaLocalCommunicator final : public Communicator {
  public:
   CudaLocalCommunicator(std::unique_ptr<Communicator> hosts, std::shared_ptr<Events> events)
-      : hosts_(std::move(hosts)), events_(std::move(events)) {}
+      : hosts_(std::move(hosts)),
+        events_(std::move(events)),
+        sent_(static_cast<std::size_t>(hosts_->size())),
+        expected_(static_cast<std::size_t>(hosts_->size())) {}
 
   int rank() const noexcept override { return hosts_->rank(); }
   int size() const noexcept override { return hosts_->size(); }
@@ -49,21 +65,23 @@ class CudaLocalCommunicator final : public Communicator {
 
   Ticket shift(std::span<const std::byte> out, std::span<std::byte> in, std::size_t expected,
                int offset, Stream stream) override {
-    // Recorded before the peer can learn of the transfer.
-    if (!out.empty()) check(cudaEventRecord(events_->sent(rank(), next_), native(stream)), "event");
+    Transfer transfer{peer(offset), peer(-offset), -1, -1, false};
+    if (!out.empty()) {  // recorded before the peer can learn of the transfer
+      transfer.sent = sent_[static_cast<std::size_t>(transfer.to)]++;
+      events_->record(Events::kSent, rank(), transfer.to, transfer.sent, stream);
+    }
+    if (expected > 0) transfer.expected = expected_[static_cast<std::size_t>(transfer.from)]++;
     const Ticket ticket = hosts_->shift(out, in, expected, offset, stream);
-    if (ticket != next_) throw Error(ErrorCode::kInternal, "the local ring skipped a ticket");
-    open_[next_++] = {offset, !out.empty(), false};
+    open_[ticket] = transfer;
     return ticket;
   }
 
   std::span<const std::byte> wait(Ticket ticket, Stream stream) override {
     const auto data = hosts_->wait(ticket, stream);
     Transfer& transfer = open_.at(ticket);
-    if (!data.empty() && !transfer.received) {
+    if (transfer.expected >= 0 && !transfer.received) {
       transfer.received = true;
-      check(cudaStreamWaitEvent(native(stream), events_->sent(peer(-transfer.offset), ticket)),
-            "waiting for an event");
+      events_->wait(Events::kSent, transfer.from, rank(), transfer.expected, stream);
     }
     return data;
   }
@@ -71,7 +89,7 @@ class CudaLocalCommunicator final : public Communicator {
   void finish(Ticket ticket, Stream stream) override {
     const Transfer transfer = open_.at(ticket);
     if (transfer.received) {
-      check(cudaEventRecord(events_->read(rank(), ticket), native(stream)), "event");
+      events_->record(Events::kRead, transfer.from, rank(), transfer.expected, stream);
     }
     try {
       hosts_->finish(ticket, stream);
@@ -82,9 +100,8 @@ class CudaLocalCommunicator final : public Communicator {
       throw;
     }
     open_.erase(ticket);
-    if (transfer.sent) {
-      check(cudaStreamWaitEvent(native(stream), events_->read(peer(transfer.offset), ticket)),
-            "waiting for an event");
+    if (transfer.sent >= 0) {
+      events_->wait(Events::kRead, rank(), transfer.to, transfer.sent, stream);
     }
   }
 
@@ -92,8 +109,9 @@ class CudaLocalCommunicator final : public Communicator {
 
  private:
   struct Transfer {
-    int offset;
-    bool sent;
+    int to, from;
+    std::int64_t sent;      // its number among the messages to `to`; -1: none
+    std::int64_t expected;  // its number among those from `from`; -1: none
     bool received;
   };
 
@@ -101,7 +119,8 @@ class CudaLocalCommunicator final : public Communicator {
 
   std::unique_ptr<Communicator> hosts_;
   std::shared_ptr<Events> events_;
-  Ticket next_ = 0;
+  std::vector<std::int64_t> sent_;  // messages so far, per rank
+  std::vector<std::int64_t> expected_;
   std::map<Ticket, Transfer> open_;
 };
 
@@ -113,8 +132,7 @@ namespace ringattn {
 std::vector<std::unique_ptr<Communicator>> make_cuda_local_ring(int n,
                                                                 std::chrono::milliseconds timeout) {
   std::vector<std::unique_ptr<Communicator>> ranks = make_local_ring(n, timeout);
-  // A rank has fewer than 4 transfers a hop open at once.
-  const auto events = std::make_shared<cuda::Events>(n, 4 * n + 64);
+  const auto events = std::make_shared<cuda::Events>(n);
   for (auto& rank : ranks) {
     rank = std::make_unique<cuda::CudaLocalCommunicator>(std::move(rank), events);
   }
