@@ -389,8 +389,8 @@ def _setup(config: Config, batch: int, mask: Any, axis_name: Any, sinks_rank: in
 
 
 def _empty(query, key, value, sinks, dtype, return_lse):  # noqa: ANN001, ANN202
-    """No rows: nothing to compute, but something to differentiate."""
-    zero = sum(x.astype(jnp.float32).sum() * 0 for x in (query, key, value, sinks) if x is not None)
-    out = jnp.zeros((*query.shape[:3], value.shape[3]), dtype) + zero.astype(dtype)
-    lse = jnp.zeros((query.shape[0], query.shape[2], query.shape[1]), jnp.float32) + zero
+    """No rows: nothing to compute, and every gradient is zero."""
+    out = jnp.zeros((*query.shape[:3], value.shape[3]), dtype)
+    lse = jnp.zeros((query.shape[0], query.shape[2], query.shape[1]), jnp.float32)
+    out, lse, *_ = all_varying([out, lse, query, key, value, sinks])
     return (out, lse) if return_lse else out
