@@ -211,6 +211,8 @@ def _forward(setup: Setup, query, key, value, sinks, extras: Extras) -> tuple:  
 
 
 def _backward(setup: Setup, query, key, value, sinks, extras, out, lse, dout, dlse):  # noqa: ANN001, ANN202
+    # Otherwise XLA takes the first transfer of the forward for this one, and keeps what it brought.
+    key, value, dout = lax.optimization_barrier((key, value, dout))
     batch = query.shape[0]
     key_sums = key.shape[1] * key.shape[2] * key.shape[3]
     width = key_sums + value.shape[1] * value.shape[2] * value.shape[3]

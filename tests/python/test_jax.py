@@ -78,14 +78,14 @@ def test_vmap_inside_and_outside_of_shard_map(mesh):
     one = jax.vmap(jax.grad(loss(lambda *y: ring_attention(*y, causal=True)), (0, 1, 2)))(*x)
     close(one, [jnp.stack(g) for g in zip(*[
         jax.grad(loss(lambda *y: plain(*y, causal_mask(32))), (0, 1, 2))(*[y[i] for y in x])
-        for i in range(2)])])  # fmt: skip
+        for i in range(2)])], 1e-4)  # fmt: skip
     f = ring(mesh(), causal=True)
-    close(jax.jit(jax.vmap(jax.grad(loss(f), (0, 1, 2))))(*x), one)
+    close(jax.jit(jax.vmap(jax.grad(loss(f), (0, 1, 2))))(*x), one, 1e-4)
     inner = jax.shard_map(
         jax.vmap(lambda *y: ring_attention(*y, causal=True, axis_name="sp")),
         mesh=mesh(), in_specs=P(None, None, "sp"), out_specs=P(None, None, "sp"),
     )  # fmt: skip
-    close(jax.jit(jax.grad(loss(inner), (0, 1, 2)))(*x), one)
+    close(jax.jit(jax.grad(loss(inner), (0, 1, 2)))(*x), one, 1e-4)
 
 
 def test_vmap_keeps_one_copy_of_what_is_not_batched():
@@ -195,7 +195,8 @@ def test_the_compiled_program(mesh):
     backward = jax.jit(jax.grad(loss(f), (0, 1, 2))).lower(*x).compile()
     permutes = lambda c: len(re.findall(r"= \S+ collective-permute(?:-start)?\(", c.as_text()))
     assert permutes(forward) == 7
-    assert permutes(backward) == 7 + 7 + 7
+    # Forward, keys again, their sums; compilers that drop barriers share the first transfer.
+    assert permutes(backward) in (7 + 7 + 7, 7 + 7 + 7 - 1)
     for program in (forward, backward):
         assert "all-gather" not in program.as_text()
         assert not re.search(r"\[(\d+,)*(256|2048),(256|2048)\]", program.as_text())
