@@ -201,7 +201,9 @@ def test_the_compiled_program(mesh):
         assert "all-gather" not in program.as_text()
         assert not re.search(r"\[(\d+,)*(256|2048),(256|2048)\]", program.as_text())
     shard = 256 * 2 * 32 * 4
-    assert backward.memory_analysis().temp_size_in_bytes <= 10 * shard * 1.2
+    # At the fullest moment, in shards: the block here and the one coming (4), this step's sums,
+    # those coming and the own ones (6), dQ, out and dout (3), and rows of lse and delta.
+    assert backward.memory_analysis().temp_size_in_bytes <= 14 * shard
     # A causal window of one shard reaches one shard back: one transfer.
     near = jax.jit(ring(mesh(), causal=True, sliding_window=256)).lower(*x).compile()
     assert permutes(near) == 1
