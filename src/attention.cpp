@@ -8,6 +8,7 @@
 
 #include "arguments.h"
 #include "backend.h"
+#include "bind.h"
 #include "block.h"
 #include "comm/alone.h"
 #include "counts.h"
@@ -81,8 +82,6 @@ struct RingAttention::Impl {
   template <class Args>
   KeyBlock block_of(const Args& args, const Step& step, std::span<const std::byte> message,
                     const Workspace& w) const;
-  void complete(PairSchedule& schedule, const Step& step, const KeyBlock& block, const Workspace& w,
-                Stream stream) const;
   template <class Args>
   StepContext context(const Args& args, const PairSchedule& schedule, const KeyBlock& block,
                       const Step& step, const Workspace& w, Stream stream);
@@ -133,19 +132,8 @@ PairSchedule RingAttention::Impl::prepare(Pass pass, const Args& args, const Wor
   schedule.bitmap = bitmap.view();
   pack_own_block(plan, args.key, args.value, either(args.kv_segment_ids, args.q_segment_ids),
                  args.kv_positions, w, *executor, stream);
-  if (plan.options().explicit_positions) {
-    memory.copy_positions(args.q_positions, w.query_positions, stream);
-    schedule.queries.positions =
-        Positions{{{0, schedule.queries.positions.size()}, {}}, 1, w.query_positions};
-    memory.tile_spans(schedule.queries, w.query_spans, stream);
-    schedule.queries.spans = w.query_spans;
-  }
-  if (plan.options().segment_ids) {
-    memory.copy_ids(either(args.q_segment_ids, args.kv_segment_ids), w.query_ids, stream);
-    memory.segment_bounds(w.query_ids, plan.problem().batch, schedule.queries, w.query_bounds,
-                          stream);
-    schedule.query_segments = {w.query_ids, w.query_bounds};
-  }
+  bind_queries(plan, either(args.q_segment_ids, args.kv_segment_ids), args.q_positions, w, stream,
+               schedule);
   if (args.sinks.present()) {
     memory.combine_sinks(args.sinks, plan.problem().query_heads, w.head_sinks, stream);
   }
@@ -179,23 +167,6 @@ KeyBlock RingAttention::Impl::block_of(const Args& args, const Step& step,
                           : unpack(plan, step.owner, message);
 }
 
-/// The schedule's key side for one block.
-void RingAttention::Impl::complete(PairSchedule& schedule, const Step& step, const KeyBlock& block,
-                                   const Workspace& w, Stream stream) const {
-  schedule.keys.positions = plan.key_rows(step.owner);
-  schedule.keys.spans = nullptr;
-  if (block.positions != nullptr) {
-    schedule.keys.positions =
-        Positions{{{0, schedule.keys.positions.size()}, {}}, 1, block.positions};
-    memory.tile_spans(schedule.keys, w.key_spans, stream);
-    schedule.keys.spans = w.key_spans;
-  }
-  if (block.ids != nullptr) {
-    memory.segment_bounds(block.ids, plan.problem().batch, schedule.keys, w.key_bounds, stream);
-    schedule.key_segments = {block.ids, w.key_bounds};
-  }
-}
-
 template <class Args>
 StepContext RingAttention::Impl::context(const Args& args, const PairSchedule& schedule,
                                          const KeyBlock& block, const Step& step,
@@ -203,7 +174,7 @@ StepContext RingAttention::Impl::context(const Args& args, const PairSchedule& s
   return {plan,       schedule,    args.query,
           block.key,  block.value, args.sinks.present() ? w.head_sinks : nullptr,
           step.first, step.last,   w.backend,
-          *executor,  stream};
+          *executor,  stream,      w.state};
 }
 
 PassCounts RingAttention::Impl::total(Pass pass, PassCounts counts, const Traffic& traffic) {
@@ -232,7 +203,7 @@ PassCounts RingAttention::Impl::forward(const ForwardArgs& args, std::span<std::
         run_ring(turn, blocks, nullptr,
                  [&](const Step& step, std::span<const std::byte> message, std::span<std::byte>) {
                    const KeyBlock block = block_of(args, step, message, w);
-                   complete(schedule, step, block, w, stream);
+                   bind_keys(plan, step.owner, block, w, stream, schedule);
                    counts += plan.backend().forward(
                        {context(args, schedule, block, step, w, stream), args.out, args.lse});
                  });
@@ -260,7 +231,7 @@ PassCounts RingAttention::Impl::backward(const BackwardArgs& args, std::span<std
         turn, blocks, &sums,
         [&](const Step& step, std::span<const std::byte> message, std::span<std::byte> part) {
           const KeyBlock block = block_of(args, step, message, w);
-          complete(schedule, step, block, w, stream);
+          bind_keys(plan, step.owner, block, w, stream, schedule);
           counts += plan.backend().backward(
               {context(args, schedule, block, step, w, stream), args.out, args.lse, args.dout,
                args.dlse, args.dquery, args.sinks.present() ? w.head_dsinks : nullptr, part.data(),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a backend is: one rank's work on one block of keys, forward and backward. It knows nothing
-// of rings or communicators. State between hops is the backend's own, in the workspace. All
-// pointers are into memory(), the schedule's too.
+// of rings or communicators. What survives between the steps of a pass is its own too, in `state`.
+// All pointers are into memory(), the schedule's too.
 #pragma once
 
 #include <cstddef>
@@ -28,9 +28,10 @@ struct StepContext {
   const double* sinks;             // [H], one logit per head, or null
   bool first;                      // no state yet
   bool last;                       // finish: sinks, division, rounding
-  std::span<std::byte> workspace;  // workspace_bytes(), the same in every step of a pass
+  std::span<std::byte> workspace;  // workspace_bytes(): scratch of this step
   Executor& executor;
   Stream stream;
+  std::span<std::byte> state{};  // state_bytes(): written by the first step, kept until the last
 };
 
 struct ForwardStep : StepContext {
@@ -72,8 +73,12 @@ class Backend {
   /// kFloat32, or kFloat64 for a backend that accumulates so.
   virtual DType sum_dtype() const { return DType::kFloat32; }
 
-  /// Bytes of StepContext::workspace. `hops`: does state survive between steps?
-  virtual std::size_t workspace_bytes(const Plan& plan, Pass pass) const = 0;
+  /// Bytes of StepContext::workspace.
+  virtual std::size_t workspace_bytes(const Plan&, Pass) const { return 0; }
+
+  /// Bytes of StepContext::state: a multiple of the batch, so that batch rows can be its first
+  /// dimension. Read and written as float or double, so aligned like those.
+  virtual std::size_t state_bytes(const Plan&, Pass) const { return 0; }
 
   /// Visible pairs and tiles of this step (hops and bytes are the ring's); nothing where
   /// memory() is not the host's, as the work is only enqueued.

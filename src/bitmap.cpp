@@ -100,7 +100,7 @@ class BitmapBuilder {
     const Range keys{j * kBlock, std::min((j + 1) * kBlock, map_->key_seq_)};
     bool full = true;
     for (const MaskNode* node : nodes_) {
-      const TileKind kind = node->kind(rows, keys);
+      const TileKind kind = node->kind(head, rows, keys);
       if (kind == TileKind::kSkip) return kEmptyBlock;
       full = full && kind == TileKind::kFull;
     }

@@ -66,19 +66,19 @@ void fill_both(const Child& a, const Child& b, std::int64_t head, Range rows, Ra
 
 }  // namespace
 
-TileKind MaskNode::kind(Range rows, Range keys) const {
+TileKind MaskNode::kind(std::int64_t head, Range rows, Range keys) const {
   if (const auto* m = std::get_if<IntervalMask>(&value)) return classify(*m, rows, keys);
   if (const auto* both = std::get_if<And>(&value)) {
-    const TileKind a = both->a->kind(rows, keys);
-    const TileKind b = both->b->kind(rows, keys);
-    if (a == TileKind::kSkip || b == TileKind::kSkip) return TileKind::kSkip;
-    return a == TileKind::kFull ? b : TileKind::kMasked;
+    return ringattn::both(both->a->kind(head, rows, keys), both->b->kind(head, rows, keys));
   }
   if (const auto* either = std::get_if<Or>(&value)) {
-    const TileKind a = either->a->kind(rows, keys);
-    const TileKind b = either->b->kind(rows, keys);
+    const TileKind a = either->a->kind(head, rows, keys);
+    const TileKind b = either->b->kind(head, rows, keys);
     if (a == TileKind::kFull || b == TileKind::kFull) return TileKind::kFull;
     return a == TileKind::kSkip ? b : TileKind::kMasked;
+  }
+  if (const auto* many = std::get_if<PerHead>(&value)) {
+    return many->heads[static_cast<std::size_t>(head)]->kind(head, rows, keys);
   }
   return TileKind::kMasked;
 }
@@ -98,6 +98,8 @@ void MaskNode::fill(std::int64_t head, Range rows, Range keys, std::uint8_t* vis
   } else if (const auto* either = std::get_if<Or>(&value)) {
     fill_both(either->a, either->b, head, rows, keys, visible,
               [](bool a, bool b) { return a || b; });
+  } else if (const auto* many = std::get_if<PerHead>(&value)) {
+    many->heads[static_cast<std::size_t>(head)]->fill(head, rows, keys, visible);
   }
 }
 
@@ -109,6 +111,7 @@ std::optional<Mask::Shape> MaskNode::shape() const {
   if (const auto* either = std::get_if<Or>(&value)) {
     return common_shape(either->a->shape(), either->b->shape());
   }
+  if (const auto* many = std::get_if<PerHead>(&value)) return many->shape;
   return std::nullopt;
 }
 
@@ -120,7 +123,7 @@ std::string MaskNode::to_string() const {
   if (const auto* either = std::get_if<Or>(&value)) {
     return "(" + either->a->to_string() + " | " + either->b->to_string() + ")";
   }
-  const Mask::Shape s = std::get<Lazy>(value).shape;
+  const Mask::Shape s = *shape();
   return "mask[" + std::to_string(s.heads) + ", " + std::to_string(s.query_seq) + ", " +
          std::to_string(s.key_seq) + "]";
 }
@@ -142,6 +145,26 @@ Mask Mask::window(std::optional<std::int64_t> left, std::optional<std::int64_t> 
 Mask Mask::chunk(std::int64_t size) {
   if (size <= 0) invalid("chunk_size: expected > 0, got " + std::to_string(size));
   return Mask(make_node(IntervalMask{IntervalMask::kUnbounded, 0, size}));
+}
+
+Mask Mask::of(const IntervalMask& interval) {
+  if (interval.chunk < 0) invalid("chunk_size: expected > 0, got " + side(interval.chunk));
+  return Mask(make_node(interval));
+}
+
+Mask Mask::per_head(std::span<const Mask> heads, std::int64_t query_seq, std::int64_t key_seq) {
+  if (heads.empty()) invalid("mask: expected one mask or more, one for each head, got none");
+  MaskNode::PerHead many{{static_cast<std::int64_t>(heads.size()), query_seq, key_seq}, {}};
+  for (const Mask& mask : heads) {
+    const auto shape = mask.shape();
+    if (shape &&
+        (shape->heads != 1 || shape->query_seq != query_seq || shape->key_seq != key_seq)) {
+      invalid("mask: expected masks of shape [1, " + std::to_string(query_seq) + ", " +
+              std::to_string(key_seq) + "] for each head, got " + mask.to_string());
+    }
+    many.heads.push_back(mask.node_);
+  }
+  return Mask(make_node(std::move(many)));
 }
 
 Mask Mask::lazy(std::int64_t heads, std::int64_t query_seq, std::int64_t key_seq, TileFiller fill) {

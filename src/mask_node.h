@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 #include <variant>
+#include <vector>
 
 #include "bitmap.h"
 #include "ringattn/mask.h"
@@ -25,10 +26,15 @@ struct MaskNode {
     Child a, b;
   };
 
-  std::variant<IntervalMask, Lazy, And, Or> value;
+  struct PerHead {
+    Mask::Shape shape;
+    std::vector<Child> heads;
+  };
+
+  std::variant<IntervalMask, Lazy, And, Or, PerHead> value;
 
   /// Cheap and safe: kMasked when only looking at every pair would tell.
-  TileKind kind(Range rows, Range keys) const;
+  TileKind kind(std::int64_t head, Range rows, Range keys) const;
 
   /// visible[(q - rows.begin) * keys.size() + (k - keys.begin)] = 0 or 1.
   void fill(std::int64_t head, Range rows, Range keys, std::uint8_t* visible) const;

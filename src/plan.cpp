@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <string>
+#include <utility>
 
 #include "backend.h"
 #include "counts.h"
@@ -90,13 +91,33 @@ std::size_t bytes_of(std::initializer_list<std::int64_t> shape) {
 
 Plan::Plan(const Problem& problem, const Options& options, int rank, int world, bool hands_over)
     : problem_(problem), options_(options), rank_(rank), world_(world), hands_over_(hands_over) {
+  check();
+  mask_ = compile(options_.mask, problem_.query_heads, problem_.query_seq, problem_.key_seq);
+  choose();
+}
+
+Plan::Plan(const Problem& problem, const Options& options, CompiledMask mask, int rank, int world,
+           bool hands_over)
+    : problem_(problem),
+      options_(options),
+      rank_(rank),
+      world_(world),
+      hands_over_(hands_over),
+      mask_(std::move(mask)) {
+  check();
+  choose();
+}
+
+void Plan::check() {
   if (problem_.value_dim == 0) problem_.value_dim = problem_.head_dim;
-  check_ring(rank, world);
+  check_ring(rank_, world_);
   check_sizes(problem_);
   check_options(options_);
+}
+
+void Plan::choose() {
   scale_ = options_.softmax_scale.value_or(
       static_cast<float>(1.0 / std::sqrt(static_cast<double>(problem_.head_dim))));
-  mask_ = compile(options_.mask, problem_.query_heads, problem_.query_seq, problem_.key_seq);
   const ChosenBackend chosen = choose_backend(problem_, options_);
   backend_ = chosen.backend;
   reason_ = chosen.reason;

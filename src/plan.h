@@ -76,6 +76,9 @@ class LiveMatrix {
   std::vector<std::uint8_t> live_;
 };
 
+/// Whose block `rank` works on at an offset.
+int owner_at(int rank, int offset, int world);
+
 /// The turn of the ring that takes the fewest transfers for every live pair, seen from `rank`.
 Route make_route(const LiveMatrix& live, int rank);
 
@@ -102,6 +105,10 @@ class Plan {
  public:
   /// Checks everything that is known before data; throws kInvalidArgument or kUnsupported.
   Plan(const Problem& problem, const Options& options, int rank, int world, bool hands_over);
+
+  /// With a mask that is compiled already, whatever options.mask says.
+  Plan(const Problem& problem, const Options& options, CompiledMask mask, int rank, int world,
+       bool hands_over);
 
   const Problem& problem() const { return problem_; }  // value_dim filled in
   const Options& options() const { return options_; }
@@ -150,6 +157,9 @@ class Plan {
   std::int64_t all_tiles(Pass pass, int rank) const;
 
  private:
+  void check();
+  void choose();
+
   Problem problem_;
   Options options_;
   int rank_ = 0;

@@ -79,11 +79,9 @@ void add_traffic(const Plan& plan, Pass pass, const Route& route, std::size_t s,
   const Step& step = route.steps[s];
   if (step.offset == 0) return;
   const int direction = step.offset > 0 ? 1 : -1;
-  const int world = plan.world();
-  const auto owner_of = [&](int offset) { return ((route.rank - offset) % world + world) % world; };
   bool sends = step.sends;
   if (step.sends) {
-    const int block = owner_of(step.offset - direction);
+    const int block = owner_at(route.rank, step.offset - direction, plan.world());
     counts.bytes += static_cast<std::int64_t>(plan.block_layout(block).bytes);
     if (pass == Pass::kBackward && step.offset != direction) {
       counts.bytes += static_cast<std::int64_t>(plan.sums_bytes(block));

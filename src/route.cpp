@@ -5,9 +5,12 @@
 #include "plan.h"
 
 namespace ringattn {
-namespace {
 
-int wrap(int rank, int world) { return ((rank % world) + world) % world; }
+int owner_at(int rank, int offset, int world) {
+  return (((rank - offset) % world) + world) % world;
+}
+
+namespace {
 
 /// How far in each direction blocks must travel so that every needed offset is reached.
 struct Reach {
@@ -33,7 +36,7 @@ Reach shortest(const std::vector<char>& needed) {
 /// The farthest hop, up to `reach`, at which the block of `owner` is still needed; direction +-1.
 int last_stop(const LiveMatrix& live, int owner, int reach, int direction) {
   for (int t = reach; t > 0; --t) {
-    if (live.at(wrap(owner + direction * t, live.world()), owner)) return t;
+    if (live.at(owner_at(owner, -direction * t, live.world()), owner)) return t;
   }
   return 0;
 }
@@ -45,7 +48,7 @@ Route make_route(const LiveMatrix& live, int rank) {
   std::vector<char> needed(static_cast<std::size_t>(world), 0);
   for (int r = 0; r < world; ++r) {
     for (int t = 1; t < world; ++t) {
-      if (live.at(r, wrap(r - t, world))) needed[static_cast<std::size_t>(t)] = 1;
+      if (live.at(r, owner_at(r, t, world))) needed[static_cast<std::size_t>(t)] = 1;
     }
   }
   const Reach reach = shortest(needed);
@@ -57,13 +60,13 @@ Route make_route(const LiveMatrix& live, int rank) {
   const auto add = [&](int offset) {
     Step step;
     step.offset = offset;
-    step.owner = wrap(rank - offset, world);
+    step.owner = owner_at(rank, offset, world);
     step.live = live.at(rank, step.owner);
     if (offset != 0) {
       const int direction = offset > 0 ? 1 : -1;
       const int distance = std::abs(offset);
       const int limit = offset > 0 ? reach.forward : reach.backward;
-      const int carried = wrap(rank - offset + direction, world);  // what this rank passes on
+      const int carried = owner_at(rank, offset - direction, world);  // what this rank passes on
       step.receives = last_stop(live, step.owner, limit, direction) >= distance;
       step.sends = last_stop(live, carried, limit, direction) >= distance;
     }

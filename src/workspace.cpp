@@ -37,6 +37,13 @@ std::size_t record_bytes(const Plan& plan) {
                   static_cast<std::size_t>(plan.problem().query_heads) * sizeof(double));
 }
 
+Workspace carve_step(const Plan& plan, Pass pass, Carver& carver) {
+  Workspace w;
+  carve_schedule(plan, pass, carver, w);
+  w.backend = carver.take(plan.backend().workspace_bytes(plan, pass));
+  return w;
+}
+
 Workspace carve_workspace(const Plan& plan, Pass pass, Carver& carver) {
   Workspace w;
   const bool ring = plan.world() > 1;
@@ -67,6 +74,7 @@ Workspace carve_workspace(const Plan& plan, Pass pass, Carver& carver) {
     for (auto& s : w.returned_sums) s = carver.take(buffers ? plan.sums_bytes(plan.rank()) : 0);
   }
   w.backend = carver.take(plan.backend().workspace_bytes(plan, pass));
+  w.state = carver.take(plan.backend().state_bytes(plan, pass));
   return w;
 }
 

@@ -53,10 +53,15 @@ struct Workspace {
   std::span<std::byte> received_sums;       // unless the ring hands over memory
   std::span<std::byte> returned_sums[2];    // from the ends of the two directions
   std::span<std::byte> table;               // one record per rank: summaries, sink gradients
-  std::span<std::byte> backend;
+  std::span<std::byte> backend;             // scratch
+  std::span<std::byte> state;               // what the backend keeps between steps
 };
 
 Workspace carve_workspace(const Plan& plan, Pass pass, Carver& carver);
+
+/// The pieces of one step whose caller holds blocks, sums and state: tables of the schedule and
+/// the backend's scratch.
+Workspace carve_step(const Plan& plan, Pass pass, Carver& carver);
 
 /// Bytes of one rank's record in Workspace::table.
 std::size_t record_bytes(const Plan& plan);

@@ -160,7 +160,7 @@ std::size_t formula(const Plan& plan, Pass pass, int threads) {
   const std::int64_t heads = p.batch * p.query_heads;
   const auto t = static_cast<std::size_t>(threads);
   if (pass == Pass::kForward) {
-    if (ring) bytes += a64(heads * sq * a16(v) * 4) + 2 * a64(heads * sq * 4);
+    if (ring) bytes += a64(heads * sq * (a16(v) + 2) * 4);
     const std::int64_t panels = p.batch * p.kv_heads * ((most + n - 1) / n);
     bytes += a64(panels * d * a16(n) * 4) + a64(panels * a16(v) * n * 4) + a64(panels);
     bytes += t * (a64(m * a16(d) * 4) + a64(m * (a16(n) + 16) * 4) + a64(m * a16(v) * 4) +
@@ -168,7 +168,7 @@ std::size_t formula(const Plan& plan, Pass pass, int threads) {
   } else {
     bytes += sums(sk);
     if (ring) bytes += 2 * sums(most);
-    bytes += a64(heads * sq * a16(d) * 4) + 2 * a64(heads * sq * 4);
+    bytes += a64(heads * sq * (a16(d) + 2) * 4);
     bytes += a64(heads * ((sq + m - 1) / m + 1) * 4);
     bytes += t * (a64(d * a16(n) * 4) + a64(v * a16(n) * 4) + 2 * a64(n * a16(d) * 4) +
                   a64(n * a16(v) * 4) + a64(m * a16(d) * 4) + a64(m * a16(v) * 4) +

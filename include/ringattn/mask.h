@@ -128,6 +128,12 @@ class Mask {
   static Mask dense(std::span<const std::uint8_t> visible, std::int64_t heads,
                     std::int64_t query_seq, std::int64_t key_seq);
 
+  /// What an interval says, whose sides may be negative here: left = -1 begins after the query.
+  static Mask of(const IntervalMask& interval);
+
+  /// Head h of `heads` sees what heads[h] says, over these lengths.
+  static Mask per_head(std::span<const Mask> heads, std::int64_t query_seq, std::int64_t key_seq);
+
   /// Writes `visible[(q - rows.begin) * keys.size() + (k - keys.begin)]` (0 or 1) for one head.
   using TileFiller =
       std::function<void(std::int64_t head, Range rows, Range keys, std::uint8_t* visible)>;

@@ -24,11 +24,11 @@ namespace {
 /// more memory than it saves time.
 using Progress = std::atomic<std::int32_t>;
 
-/// The pieces of StepContext::workspace.
+/// The pieces of StepContext::state and StepContext::workspace.
 struct Pieces {
-  float* dquery;       // [B, H, Sq, padded D], over all steps, without softmax_scale
-  float* lse;          // [B, H, Sq] log2 units, +inf where there is no weight
-  float* delta;        // [B, H, Sq]
+  float* dquery;       // state, [B, H, Sq, padded D], over all steps, without softmax_scale
+  float* lse;          // state, [B, H, Sq] log2 units, +inf where there is no weight
+  float* delta;        // state, [B, H, Sq]
   Progress* progress;  // [B, H, query tiles]
   std::byte* scratch;
   std::size_t scratch_bytes;
@@ -68,15 +68,17 @@ Scratch carve_scratch(const Plan& plan, Carver& carver) {
   return s;
 }
 
+std::int64_t state_rows(const Plan& plan) {
+  const Problem& p = plan.problem();
+  return p.batch * p.query_heads * plan.query_rows(plan.rank()).size();
+}
+
 Pieces carve(const Plan& plan, Carver& carver) {
   const Problem& p = plan.problem();
   const Positions queries = plan.query_rows(plan.rank());
   const std::int64_t heads = p.batch * p.query_heads;
   const std::int64_t tiles = Tiling{queries, plan.tiles(Pass::kBackward).queries, nullptr}.count();
   Pieces w{};
-  w.dquery = carver.take_array<float>(heads * queries.size() * padded(p.head_dim));
-  w.lse = carver.take_array<float>(heads * queries.size());
-  w.delta = carver.take_array<float>(heads * queries.size());
   // With explicit positions there is one run, and at most one tile fewer.
   w.progress = carver.take_array<Progress>(heads * (tiles + 1));
   Carver one;
@@ -322,11 +324,19 @@ std::size_t backward_workspace(const Plan& plan) {
   return measure.used();
 }
 
+std::size_t backward_state(const Plan& plan) {
+  return static_cast<std::size_t>(state_rows(plan) * (padded(plan.problem().head_dim) + 2)) *
+         sizeof(float);
+}
+
 PassCounts backward(const BackwardStep& step) {
   const Problem& p = step.plan.problem();
   const KernelTable& k = *kernels(step.plan.options().backend);
   Carver carver(step.workspace);
-  const Pieces w = carve(step.plan, carver);
+  Pieces w = carve(step.plan, carver);
+  w.dquery = reinterpret_cast<float*>(step.state.data());
+  w.lse = w.dquery + state_rows(step.plan) * padded(p.head_dim);
+  w.delta = w.lse + state_rows(step.plan);
   if (step.first) prepare(step, w);
   const std::int64_t heads = p.batch * p.query_heads;
   for (std::int64_t n = 0; n < heads * step.schedule.queries.count(); ++n) {

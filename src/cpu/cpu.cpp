@@ -128,6 +128,10 @@ std::size_t CpuBackend::workspace_bytes(const Plan& plan, Pass pass) const {
   return pass == Pass::kForward ? cpu::forward_workspace(plan) : cpu::backward_workspace(plan);
 }
 
+std::size_t CpuBackend::state_bytes(const Plan& plan, Pass pass) const {
+  return pass == Pass::kForward ? cpu::forward_state(plan) : cpu::backward_state(plan);
+}
+
 PassCounts CpuBackend::forward(const ForwardStep& step) const { return cpu::forward(step); }
 PassCounts CpuBackend::backward(const BackwardStep& step) const { return cpu::backward(step); }
 

@@ -15,6 +15,7 @@ class CpuBackend final : public Backend {
   TileShape tiles(const Problem& problem, const TileHint& hint, Pass pass) const override;
   std::vector<std::string> instruction_sets() const override;
   std::size_t workspace_bytes(const Plan& plan, Pass pass) const override;
+  std::size_t state_bytes(const Plan& plan, Pass pass) const override;
   PassCounts forward(const ForwardStep& step) const override;
   PassCounts backward(const BackwardStep& step) const override;
   void accumulate(std::byte* sum, const std::byte* part, std::int64_t n, Executor& executor,
@@ -33,6 +34,8 @@ std::vector<std::string> instruction_sets();
 
 std::size_t forward_workspace(const Plan& plan);
 std::size_t backward_workspace(const Plan& plan);
+std::size_t forward_state(const Plan& plan);
+std::size_t backward_state(const Plan& plan);
 PassCounts forward(const ForwardStep& step);
 PassCounts backward(const BackwardStep& step);
 

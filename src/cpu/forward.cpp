@@ -15,11 +15,11 @@
 namespace ringattn::cpu {
 namespace {
 
-/// The pieces of StepContext::workspace.
+/// The pieces of StepContext::state and StepContext::workspace.
 struct Pieces {
-  float* acc;            // [B, H, Sq, padded Dv], between steps
-  float* max;            // [B, H, Sq]
-  float* sum;            // [B, H, Sq]
+  float* acc = nullptr;  // state, [B, H, Sq, padded Dv]
+  float* max = nullptr;  // state, [B, H, Sq]
+  float* sum = nullptr;  // state, [B, H, Sq]
   float* keys;           // [B, G, key tiles] of transposed panels
   float* values;         // [B, G, key tiles] of panels
   std::uint8_t* finite;  // [B, G, key tiles]: all values are finite
@@ -70,15 +70,16 @@ Scratch carve_scratch(const Plan& plan, Carver& carver) {
   return s;
 }
 
+/// Rows of the state; a ring of one has a single step and needs none.
+std::int64_t state_rows(const Plan& plan) {
+  const Problem& p = plan.problem();
+  return plan.world() == 1 ? 0 : p.batch * p.query_heads * plan.query_rows(plan.rank()).size();
+}
+
 Pieces carve(const Plan& plan, Carver& carver) {
   const Problem& p = plan.problem();
-  const std::int64_t rows =
-      plan.world() == 1 ? 0 : p.batch * p.query_heads * plan.query_rows(plan.rank()).size();
   const std::int64_t panels = p.batch * p.kv_heads * key_tiles(plan);
   Pieces w{};
-  w.acc = carver.take_array<float>(rows * padded(p.value_dim));
-  w.max = carver.take_array<float>(rows);
-  w.sum = carver.take_array<float>(rows);
   w.keys = carver.take_array<float>(panels * key_panel(plan));
   w.values = carver.take_array<float>(panels * value_panel(plan));
   w.finite = carver.take_array<std::uint8_t>(panels);
@@ -239,11 +240,22 @@ std::size_t forward_workspace(const Plan& plan) {
   return measure.used();
 }
 
+std::size_t forward_state(const Plan& plan) {
+  return static_cast<std::size_t>(state_rows(plan) * (padded(plan.problem().value_dim) + 2)) *
+         sizeof(float);
+}
+
 PassCounts forward(const ForwardStep& step) {
   const Problem& p = step.plan.problem();
   const KernelTable& k = *kernels(step.plan.options().backend);
   Carver carver(step.workspace);
-  const Pieces w = carve(step.plan, carver);
+  Pieces w = carve(step.plan, carver);
+  if (!(step.first && step.last)) {
+    const std::int64_t rows = state_rows(step.plan);
+    w.acc = reinterpret_cast<float*>(step.state.data());
+    w.max = w.acc + rows * padded(p.value_dim);
+    w.sum = w.max + rows;
+  }
   pack(step, w, k);
   const std::int64_t tiles = step.schedule.queries.count();
   const std::int64_t planes = p.batch * p.query_heads;

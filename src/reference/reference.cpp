@@ -43,7 +43,7 @@ struct RowState {
 };
 
 RowState carve(const StepContext& step, std::int64_t rows, std::int64_t width) {
-  auto* base = reinterpret_cast<double*>(step.workspace.data());
+  auto* base = reinterpret_cast<double*>(step.state.data());
   return {base, base + rows * width, base + rows * width + rows};
 }
 
@@ -178,7 +178,7 @@ TileShape ReferenceBackend::tiles(const Problem&, const TileHint& hint, Pass) co
                                TileBits::kMaxKeys)};
 }
 
-std::size_t ReferenceBackend::workspace_bytes(const Plan& plan, Pass pass) const {
+std::size_t ReferenceBackend::state_bytes(const Plan& plan, Pass pass) const {
   const Problem& p = plan.problem();
   const std::int64_t rows = p.batch * p.query_heads * plan.query_rows(plan.rank()).size();
   const std::int64_t width = pass == Pass::kForward ? p.value_dim + 2 : p.head_dim + 1;
@@ -203,8 +203,8 @@ PassCounts ReferenceBackend::forward(const ForwardStep& step) const {
 PassCounts ReferenceBackend::backward(const BackwardStep& step) const {
   const Problem& p = step.plan.problem();
   const std::int64_t rows = query_rows(step);
-  auto* dq = reinterpret_cast<double*>(step.workspace.data());  // [rows, D]
-  double* deltas = dq + rows * p.head_dim;                      // [rows]
+  auto* dq = reinterpret_cast<double*>(step.state.data());  // [rows, D]
+  double* deltas = dq + rows * p.head_dim;                  // [rows]
   const std::int64_t keys = p.batch * step.key.dim(1) * p.kv_heads;
   std::fill_n(reinterpret_cast<double*>(step.dkey_sum), keys * p.head_dim, 0.0);
   std::fill_n(reinterpret_cast<double*>(step.dvalue_sum), keys * p.value_dim, 0.0);

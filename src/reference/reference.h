@@ -13,7 +13,7 @@ class ReferenceBackend final : public Backend {
   std::optional<std::string> why_not(const Problem& problem, const Options&) const override;
   TileShape tiles(const Problem& problem, const TileHint& hint, Pass pass) const override;
   DType sum_dtype() const override { return DType::kFloat64; }
-  std::size_t workspace_bytes(const Plan& plan, Pass pass) const override;
+  std::size_t state_bytes(const Plan& plan, Pass pass) const override;
   PassCounts forward(const ForwardStep& step) const override;
   PassCounts backward(const BackwardStep& step) const override;
   void accumulate(std::byte* sum, const std::byte* part, std::int64_t n, Executor& executor,

@@ -9,6 +9,7 @@
 
 #include "conformance/table.h"
 #include "support/conformance.h"
+#include "support/conformance_table.h"
 #include "support/data.h"
 
 namespace ringattn::support {

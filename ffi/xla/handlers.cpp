@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+// The XLA handlers: one hop forward, one hop backward. They wait for no other device, and what they
+// refuse was refused before, when the program was traced.
+#include <cstring>
+#include <type_traits>
+#include <vector>
+
+#include "memory.h"
+#include "xla/hop.h"
+#include "xla/threads.h"
+
+// Declared before they are defined, so that they, and nothing else of XLA's headers, are exported.
+extern "C" {
+RINGATTN_EXPORT XLA_FFI_Error* ringattn_xla_forward_hop(XLA_FFI_CallFrame* call_frame);
+RINGATTN_EXPORT XLA_FFI_Error* ringattn_xla_backward_hop(XLA_FFI_CallFrame* call_frame);
+}
+
+namespace ringattn::ffi {
+namespace {
+
+namespace xffi = xla::ffi;
+
+using Words = xffi::Span<const std::int64_t>;
+
+ringattn_config config_of(Words words) {
+  static_assert(sizeof(ringattn_config) % sizeof(std::int64_t) == 0);
+  static_assert(std::is_trivially_copyable_v<ringattn_config>);
+  ringattn_config config;
+  if (words.size() * sizeof(std::int64_t) != sizeof config) {
+    throw Error(ErrorCode::kInternal, "ringattn's XLA handler: config of another version");
+  }
+  std::memcpy(&config, words.begin(), sizeof config);
+  return config;
+}
+
+template <class Work>
+xffi::Error run(Work work) {
+  ringattn_error error;
+  switch (guarded(&error, work)) {
+    case RINGATTN_OK: return xffi::Error::Success();
+    case RINGATTN_INVALID_ARGUMENT: return xffi::Error::InvalidArgument(error.message);
+    case RINGATTN_UNSUPPORTED: return {xffi::ErrorCode::kUnimplemented, error.message};
+    default: return xffi::Error::Internal(error.message);
+  }
+}
+
+/// The memory of the state of one index: the result, filled from the operand if XLA gave two.
+std::span<std::byte> state_of(const Operand& in, const Operand& out,
+                              const std::vector<std::int64_t>& at) {
+  const Operand& here = out.present() ? out : in;
+  if (!here.present()) return {};
+  auto* data = static_cast<std::byte*>(here.data(at));
+  const std::size_t bytes = static_cast<std::size_t>(here.elements()) * sizeof(float);
+  if (in.present() && in.data(at) != data) std::memcpy(data, in.data(at), bytes);
+  return {data, bytes};
+}
+
+/// What the next transfer is tied to: a zero that XLA cannot know.
+void open_gate(const Operand& gate) {
+  if (gate.present()) *static_cast<std::int32_t*>(gate.data({})) = 0;
+}
+
+xffi::Error forward_hop(xffi::ThreadPool pool, Words words, std::int64_t sinks_rank,
+                        std::int64_t offset, std::int64_t first, std::int64_t last,
+                        std::int64_t packed, xffi::RemainingArgs args, xffi::RemainingRets rets) {
+  return run([&] {
+    const ringattn_config config = config_of(words);
+    const HopAttributes hop{offset, first, last, packed};
+    Operands io(args, rets);
+    const HopOperands in(io, config, hop);
+    const bool finish = last != 0;
+    const Operand sinks =
+        io.take_if(finish && sinks_rank > 0, "softmax_aux", static_cast<std::size_t>(sinks_rank));
+    const Operand state_in = io.take_if(first == 0, "state", 2);
+    Operand out, lse, state_out, gate;
+    if (finish) {
+      out = io.result("out", 4);
+      lse = io.result("lse", 3);
+    } else {
+      state_out = io.result("state", 2);
+      gate = io.common_result("gate", 0);
+    }
+    io.finish();
+    open_gate(gate);
+    XlaThreads threads(pool);
+    io.for_each_index([&](const std::vector<std::int64_t>& at) {
+      const Hop one(Pass::kForward, config, hop, in, at, threads,
+                    state_of(state_in, state_out, at));
+      if (!one.live() && first == 0 && !finish) return;
+      std::vector<double> head_sinks(static_cast<std::size_t>(config.query_heads));
+      if (sinks.present())
+        host_memory().combine_sinks(sinks.view(at), config.query_heads, head_sinks.data(), {});
+      one.plan().backend().forward({one.context(sinks.present() ? head_sinks.data() : nullptr, hop),
+                                    out.view(at), lse.view(at)});
+    });
+  });
+}
+
+xffi::Error backward_hop(xffi::ThreadPool pool, Words words, std::int64_t sinks_rank,
+                         std::int64_t offset, std::int64_t first, std::int64_t last,
+                         std::int64_t packed, xffi::RemainingArgs args, xffi::RemainingRets rets) {
+  return run([&] {
+    const ringattn_config config = config_of(words);
+    const HopAttributes hop{offset, first, last, packed};
+    Operands io(args, rets);
+    const HopOperands in(io, config, hop);
+    const Operand dout = io.take("dout", 4);
+    const bool begin = first != 0;
+    const Operand out = io.take_if(begin, "out", 4);
+    const Operand lse = io.take_if(begin, "lse", 3);
+    const Operand dlse = io.take_if(begin && (config.flags & RINGATTN_DLSE) != 0, "dlse", 3);
+    const auto sink_dims = static_cast<std::size_t>(sinks_rank);
+    const Operand sinks = io.take_if(begin && sinks_rank > 0, "softmax_aux", sink_dims);
+    const Operand state_in = io.take_if(!begin, "state", 2);
+    const Operand sums = io.result("sums", 2);
+    Operand dquery, state_out, gate, dsinks;
+    if (last != 0) {
+      dquery = io.result("dquery", 4);
+    } else {
+      gate = io.common_result("gate", 0);
+    }
+    if (!(begin && last != 0)) state_out = io.result("state", 2);
+    if (sinks.present()) dsinks = io.result("dsoftmax_aux", sink_dims);
+    io.finish();
+    open_gate(gate);
+    XlaThreads threads(pool);
+    io.for_each_index([&](const std::vector<std::int64_t>& at) {
+      auto* dkey = static_cast<std::byte*>(sums.data(at));
+      const Hop one(Pass::kBackward, config, hop, in, at, threads,
+                    state_of(state_in, state_out, at));
+      if (!one.live() && !begin && last == 0) {
+        std::memset(dkey, 0, static_cast<std::size_t>(sums.elements()) * sizeof(float));
+        return;
+      }
+      std::vector<double> logits(static_cast<std::size_t>(config.query_heads));
+      std::vector<double> dlogits(logits.size());
+      if (sinks.present())
+        host_memory().combine_sinks(sinks.view(at), config.query_heads, logits.data(), {});
+      one.plan().backend().backward({one.context(sinks.present() ? logits.data() : nullptr, hop),
+                                     out.view(at), lse.view(at), dout.view(at), dlse.view(at),
+                                     dquery.view(at), sinks.present() ? dlogits.data() : nullptr,
+                                     dkey, dkey + one.key_sums_bytes()});
+      if (sinks.present()) {
+        host_memory().spread_sink_gradients(sinks.view(at), dlogits.data(), config.query_heads,
+                                            dsinks.view(at), {});
+      }
+    });
+  });
+}
+
+auto binding() {
+  return xffi::Ffi::Bind()
+      .Ctx<xffi::ThreadPool>()
+      .Attr<Words>("config")
+      .Attr<std::int64_t>("sinks_rank")
+      .Attr<std::int64_t>("offset")
+      .Attr<std::int64_t>("first")
+      .Attr<std::int64_t>("last")
+      .Attr<std::int64_t>("packed")
+      .RemainingArgs()
+      .RemainingRets();
+}
+
+}  // namespace
+}  // namespace ringattn::ffi
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ringattn_xla_forward_hop, ringattn::ffi::forward_hop,
+                              ringattn::ffi::binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ringattn_xla_backward_hop, ringattn::ffi::backward_hop,
+                              ringattn::ffi::binding());
+
+int32_t ringattn_xla_ffi_minor(void) { return XLA_FFI_API_MINOR; }

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One hop as an XLA FFI call: registration, varying axes, vmap, and no second derivative.
+
+Everything that depends on the version of JAX is here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ._library import ABI, library
+
+TARGETS = {
+    "forward": f"ringattn_v{ABI}_forward_hop",
+    "backward": f"ringattn_v{ABI}_backward_hop",
+}
+
+
+@functools.cache
+def register() -> None:
+    """Makes the handlers known to XLA, at the first use.
+
+    A handler that is newer than the runtime would cost the user the whole CPU backend: ask first.
+    """
+    header = os.path.join(jax.ffi.include_dir(), "xla/ffi/api/c_api.h")
+    with open(header, encoding="utf-8") as file:
+        runtime = int(re.search(r"#define XLA_FFI_API_MINOR (\d+)", file.read()).group(1))
+    if library().ringattn_xla_ffi_minor() > runtime:
+        raise ImportError(
+            f"ringattn: built for XLA FFI 0.{library().ringattn_xla_ffi_minor()}, but jaxlib "
+            f"{jax.lib.__version__} has 0.{runtime}; install jax >= 0.8"
+        )
+    for kind, name in TARGETS.items():
+        symbol = getattr(library(), f"ringattn_xla_{kind}_hop")
+        symbol.restype = ctypes.c_void_p
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(symbol), platform="cpu")
+
+
+def varying(x: jax.Array) -> frozenset:
+    """The mesh axes over which x differs, as shard_map knows them."""
+    aval = jax.typeof(x)
+    manual = getattr(aval, "manual_axis_type", None)
+    return frozenset(manual.varying if manual is not None else aval.vma)
+
+
+def to_varying(x: jax.Array, axes: frozenset) -> jax.Array:
+    """x, which now counts as different over `axes`; the transpose sums over those that are new."""
+    new = tuple(sorted(axes - varying(x)))
+    if not new:
+        return x
+    return lax.pcast(x, new, to="varying") if hasattr(lax, "pcast") else lax.pvary(x, new)
+
+
+def all_varying(xs: Sequence[jax.Array | None]) -> list:
+    """All of xs over the union of their axes."""
+    axes = frozenset().union(*(varying(x) for x in xs if x is not None))
+    return [None if x is None else to_varying(x, axes) for x in xs]
+
+
+def _result(like: jax.Array, shape: tuple, dtype: Any) -> jax.ShapeDtypeStruct:
+    """The type of a result that varies as `like` does."""
+    aval = jax.typeof(like)
+    if aval.sharding.mesh.empty:
+        return jax.ShapeDtypeStruct(shape, dtype)
+    if hasattr(jax.sharding, "ManualAxisType"):
+        axes = {"manual_axis_type": jax.sharding.ManualAxisType(varying=varying(like))}
+    else:
+        axes = {"vma": varying(like)}
+    sharding = NamedSharding(aval.sharding.mesh, PartitionSpec())
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding, **axes)
+
+
+def hop(
+    kind: str,
+    operands: Sequence[jax.Array],
+    results: Sequence[tuple[tuple, Any]],
+    aliases: dict[int, int],
+    gate: int | None,
+    **attributes: Any,
+) -> tuple[jax.Array, ...]:
+    """Calls a handler. `gate`: the result that is one number for the whole call."""
+    register()
+
+    def build(lead: tuple) -> Any:
+        @jax.custom_batching.custom_vmap
+        def call(*xs: jax.Array) -> tuple:
+            xs = all_varying(xs)
+            types = [
+                _result(xs[0], (() if i == gate else lead) + shape, dtype)
+                for i, (shape, dtype) in enumerate(results)
+            ]
+            ffi = jax.ffi.ffi_call(TARGETS[kind], types, input_output_aliases=aliases)
+            return tuple(ffi(*xs, **attributes))
+
+        @call.def_vmap
+        def rule(size: int, batched: Sequence[bool], *xs: jax.Array) -> tuple:
+            # What is not batched keeps one copy; the handler uses it for every index.
+            out = build((size, *lead))(*(x if b else x[None] for x, b in zip(xs, batched)))
+            return out, tuple(i != gate for i in range(len(results)))
+
+        return call
+
+    guarded = jax.custom_jvp(build(()))
+
+    @guarded.defjvp
+    def refuse(_primals: Any, _tangents: Any) -> Any:
+        raise NotImplementedError(
+            "ring_attention: second derivatives and forward-mode differentiation are not "
+            "supported; it can be differentiated once, in reverse mode"
+        )
+
+    return guarded(*operands)
+
+
+def integer(x: int | bool) -> np.int64:
+    """An attribute."""
+    return np.int64(x)

@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What only JAX has: transforms, meshes, export, compiled programs, and errors."""
+
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as sm
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jax.test_util import check_grads
+
+import ringattn.jax
+from ringattn.jax import ring_attention
+
+SHARD = P(None, "sp")
+
+
+def data(b=2, s=32, h=4, g=2, d=8, dtype=np.float32):
+    rng = np.random.default_rng(0)
+    return tuple(
+        jnp.asarray(rng.normal(size=(b, s, n, d)), dtype) for n in (h, g, g)
+    )
+
+
+def plain(q, k, v, mask=None):
+    """Float64-free plain attention of [B, S, H, D]; mask [S, S] or [H, S, S]."""
+    k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], 2) for x in (k, v))
+    s = jnp.einsum("bqhd,bkhd->bhqk", q, k) * q.shape[-1] ** -0.5
+    if mask is not None:
+        s = jnp.where(mask, s, -jnp.inf)
+    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(s), v)
+
+
+def causal_mask(s):
+    return np.tril(np.ones((s, s), bool))
+
+
+def ring(mesh, check_vma=True, **options):
+    return jax.shard_map(
+        lambda *x: ring_attention(*x, **options, axis_name="sp"),
+        mesh=mesh, in_specs=SHARD, out_specs=SHARD, check_vma=check_vma,
+    )  # fmt: skip
+
+
+def loss(f):
+    return lambda *x: (f(*x).astype(jnp.float32) ** 2).sum()
+
+
+def close(a, b, tolerance=2e-5):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
+
+
+def test_gradients_by_finite_differences():
+    check_grads(lambda *x: ring_attention(*x, causal=True), data(1, 6, 2, 1, 4), 1, ["rev"],
+                atol=2e-2, rtol=2e-2)  # fmt: skip
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_a_replicated_sink_is_counted_once(mesh, check_vma):
+    x, sinks = data(), jnp.array([0.5, -1.0, 0.0, 2.0])
+    one = jax.grad(lambda s: loss(lambda *y: ring_attention(*y, softmax_aux=s))(*x))(sinks)
+    f = jax.shard_map(
+        lambda s, *y: ring_attention(*y, softmax_aux=s, axis_name="sp"),
+        mesh=mesh(), in_specs=(P(), SHARD, SHARD, SHARD), out_specs=SHARD, check_vma=check_vma,
+    )  # fmt: skip
+    close(jax.jit(jax.grad(lambda s: (f(s, *x) ** 2).sum()))(sinks), one)
+
+
+def test_vmap_inside_and_outside_of_shard_map(mesh):
+    x = [jnp.stack([y, 2 * y]) for y in data()]
+    one = jax.vmap(jax.grad(loss(lambda *y: ring_attention(*y, causal=True)), (0, 1, 2)))(*x)
+    close(one, [jnp.stack(g) for g in zip(*[
+        jax.grad(loss(lambda *y: plain(*y, causal_mask(32))), (0, 1, 2))(*[y[i] for y in x])
+        for i in range(2)])], 1e-4)  # fmt: skip
+    f = ring(mesh(), causal=True)
+    close(jax.jit(jax.vmap(jax.grad(loss(f), (0, 1, 2))))(*x), one, 1e-4)
+    inner = jax.shard_map(
+        jax.vmap(lambda *y: ring_attention(*y, causal=True, axis_name="sp")),
+        mesh=mesh(), in_specs=P(None, None, "sp"), out_specs=P(None, None, "sp"),
+    )  # fmt: skip
+    close(jax.jit(jax.grad(loss(inner), (0, 1, 2)))(*x), one, 1e-4)
+
+
+def test_vmap_keeps_one_copy_of_what_is_not_batched():
+    q, k, v = data()
+    qs = jnp.stack([q, -q])
+    f = jax.vmap(ring_attention, (0, None, None))
+    close(f(qs, k, v), jnp.stack([plain(q, k, v), plain(-q, k, v)]))
+
+
+def test_scan_over_layers_with_remat(mesh):
+    q, k, v = data(h=2)
+    policy = jax.checkpoint_policies.save_only_these_names(*ringattn.jax.remat_names)
+
+    def layers(attention):
+        @jax.checkpoint
+        def layer(x, w):
+            return x + attention(x * w, k, v), None
+
+        return lambda x: (jax.lax.scan(layer, x, jnp.ones(3))[0] ** 2).sum()
+
+    expected = jax.grad(layers(lambda *x: plain(*x, causal_mask(32))))(q)
+    close(jax.jit(jax.grad(layers(ring(mesh(), causal=True))))(q), expected, 1e-3)
+    saved = jax.checkpoint(ring(mesh(), causal=True), policy=policy)
+    close(jax.jit(jax.grad(loss(saved)))(q, k, v), jax.grad(loss(ring(mesh(), causal=True)))(q, k, v))
+
+
+@pytest.mark.parametrize("axes", [("dp", "sp"), ("tp", "sp")])
+def test_meshes_that_shard_batch_or_heads_too(mesh, axes):
+    x = data()
+    spec = P("dp", "sp") if axes[0] == "dp" else P(None, "sp", "tp")
+    f = jax.shard_map(
+        lambda *y: ring_attention(*y, causal=True, axis_name="sp"),
+        mesh=mesh(axes, (2, 4)), in_specs=spec, out_specs=spec,
+    )  # fmt: skip
+    close(
+        jax.jit(jax.grad(loss(f), (0, 1, 2)))(*x),
+        jax.grad(loss(lambda *y: plain(*y, causal_mask(32))), (0, 1, 2))(*x),
+    )
+
+
+def test_export_and_ahead_of_time(mesh):
+    x = data()
+    f = jax.jit(ring(mesh(), causal=True))
+    close(f.lower(*x).compile()(*x), plain(*x, causal_mask(32)))
+    one = jax.jit(lambda *y: ring_attention(*y, causal=True))
+    checks = ringattn.jax.export_targets()
+    blob = export.export(one, disabled_checks=checks)(*x).serialize(vjp_order=1)
+    close(export.deserialize(blob).call(*x), plain(*x, causal_mask(32)))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda s: sm.CausalMask(s),
+        lambda s: sm.CausalMask(s, offset=3),
+        lambda s: sm.LocalMask(s, (5, None), offset=2),
+        lambda s: sm.ChunkedCausalMask(s, 12),
+        lambda s: sm.FullMask(s),
+        lambda s: sm.NumpyMask(causal_mask(s[0])[::-1].copy() | np.eye(s[0], dtype=bool)),
+        lambda s: sm.CausalMask(s) & sm.LocalMask(s, (7, 7), offset=0),
+        lambda s: sm.LocalMask(s, (2, 0), offset=0) | sm.ChunkedCausalMask(s, 8),
+    ],
+)
+def test_masks_of_splash_attention(mesh, make):
+    x, m = data(), make((32, 32))
+    f = ring(mesh(), mask_builder=lambda q, k, h, i, r: make((q, k)))
+    close(jax.jit(f)(*x), plain(*x, m[:, :]))
+
+
+def test_a_mask_of_each_head(mesh):
+    x = data()
+    masks = [sm.CausalMask((32, 32)), sm.LocalMask((32, 32), (4, 4), offset=0)]
+    asked = []
+
+    def builder(*args):
+        asked.append(args)
+        return masks[args[3] // 2]
+
+    f = ring(mesh(), mask_builder=builder)
+    expected = np.stack([masks[h // 2][:, :] for h in range(4)])
+    close(
+        jax.jit(jax.grad(loss(f), (0, 1, 2)))(*x),
+        jax.grad(loss(lambda *y: plain(*y, expected)), (0, 1, 2))(*x),
+    )
+    assert {a for a in asked} == {(32, 32, 4, h, 2) for h in range(4)}
+
+
+def test_a_mask_that_knows_its_shape_is_never_asked_for_all_of_it():
+    class Stripes:
+        shape = (20000, 20000)
+        largest = 0
+
+        def __getitem__(self, index):
+            rows, keys = (np.arange(i.start, i.stop) for i in index)
+            Stripes.largest = max(Stripes.largest, rows.size * keys.size)
+            return rows[:, None] // 64 == keys[None, :] // 64
+
+    q = jnp.ones((1, 20000, 1, 4))
+    close(ring_attention(q, q, q, mask_builder=lambda *a: Stripes()), q)
+    assert Stripes.largest <= 64 * 4096
+
+
+def test_the_compiled_program(mesh):
+    x = [jnp.ones((1, 8 * 256, 2, 32)) for _ in range(3)]
+    f = ring(mesh())
+    forward = jax.jit(f).lower(*x).compile()
+    backward = jax.jit(jax.grad(loss(f), (0, 1, 2))).lower(*x).compile()
+    permutes = lambda c: len(re.findall(r"= \S+ collective-permute(?:-start)?\(", c.as_text()))
+    assert permutes(forward) == 7
+    # Forward, keys again, their sums; compilers that drop barriers share the first transfer.
+    assert permutes(backward) in (7 + 7 + 7, 7 + 7 + 7 - 1)
+    for program in (forward, backward):
+        assert "all-gather" not in program.as_text()
+        assert not re.search(r"\[(\d+,)*(256|2048),(256|2048)\]", program.as_text())
+    shard = 256 * 2 * 32 * 4
+    # At the fullest moment, in shards: the block here and the one coming (4), this step's sums,
+    # those coming and the own ones (6), dQ, out and dout (3), and rows of lse and delta.
+    assert backward.memory_analysis().temp_size_in_bytes <= 14 * shard
+    # A causal window of one shard reaches one shard back: one transfer.
+    near = jax.jit(ring(mesh(), causal=True, sliding_window=256)).lower(*x).compile()
+    assert permutes(near) == 1
+
+
+BAD = [
+    (TypeError, "query", lambda q, k, v: (q[0], k, v), {}),
+    (TypeError, "key", lambda q, k, v: (q, k.astype(jnp.int32), v), {}),
+    (ValueError, "query, key, value", lambda q, k, v: (q, k[:, :, :, :4], v), {}),
+    (ValueError, "query heads", lambda q, k, v: (q[:, :, :3], k, v), {}),
+    (NotImplementedError, "bias", None, {"bias": np.zeros(1)}),
+    (ValueError, "chunk_size", None, {"chunk_size": 0}),
+    (ValueError, "sliding_window", None, {"sliding_window": -1}),
+    (ValueError, "sliding_window", None, {"sliding_window": (1, 2, 3)}),
+    (TypeError, "sliding_window", None, {"sliding_window": 1.5}),
+    (ValueError, "logits_soft_cap", None, {"logits_soft_cap": 0.0}),
+    (ValueError, "softmax_scale", None, {"softmax_scale": float("nan")}),
+    (TypeError, "causal", None, {"causal": 1}),
+    (ValueError, "axis_name.*jax.shard_map", None, {"axis_name": "sp"}),
+    (TypeError, "axis_name", None, {"axis_name": 3}),
+    (ValueError, "softmax_aux", None, {"softmax_aux": np.zeros(0, np.float32)}),
+    (TypeError, "softmax_aux", None, {"softmax_aux": np.zeros(4, np.int32)}),
+    (TypeError, "q_segment_ids", None, {"q_segment_ids": np.zeros((2, 32), np.float32)}),
+    (ValueError, "q_segment_ids", None, {"q_segment_ids": np.zeros((2, 31), np.int32)}),
+    (ValueError, "kv_positions", None, {"q_positions": np.arange(32, dtype=np.int32)}),
+    (ValueError, "layout", None, {"layout": "spiral"}),
+    (TypeError, "fwd_params", None, {"fwd_params": 128}),
+    (ValueError, "mask_builder", None, {"mask_builder": lambda *a: 0, "causal": True}),
+    (ValueError, "mask_builder", None, {"mask_builder": lambda *a: sm.CausalMask((8, 8))}),
+    (TypeError, "mask_builder", None, {"mask_builder": 3}),
+]
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+@pytest.mark.parametrize("error, words, change, options", BAD)
+def test_bad_calls_are_refused_when_traced(error, words, change, options, jitted):
+    x = change(*data()) if change else data()
+    f = lambda *y: ring_attention(*y, **options)
+    with pytest.raises(error, match=words):
+        (jax.jit(f) if jitted else f)(*x)
+
+
+def test_second_derivatives_and_forward_mode_are_refused():
+    x = data()
+    with pytest.raises(NotImplementedError, match="second derivatives"):
+        jax.grad(lambda q: (jax.grad(loss(ring_attention))(q, *x[1:]) ** 2).sum())(x[0])
+    with pytest.raises(TypeError, match="jvp"):
+        jax.jvp(ring_attention, x, x)
+
+
+def test_sharded_batch_donation_and_weak_types():
+    x = data()
+    f = jax.jit(lambda *y: ring_attention(*y), donate_argnums=0)
+    expected = plain(*x)
+    close(f(x[0] + 0, *x[1:]), expected)
+    close(ring_attention(*[np.asarray(y) for y in x]), expected)
+    weak = jnp.full((1, 2, 1, 4), 2.0)
+    close(jax.grad(loss(ring_attention))(weak, weak, weak), jnp.zeros_like(weak))
+    devices = NamedSharding(jax.sharding.Mesh(np.array(jax.devices()[:2]), ("dp",)), P("dp"))
+    close(jax.jit(ring_attention)(*[jax.device_put(y, devices) for y in x]), expected)
+
+
+def test_import_needs_no_jax():
+    code = "import ringattn, sys; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
