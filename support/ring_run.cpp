@@ -66,11 +66,11 @@ RingJob::RingJob(const Problem& problem, const Options& options, const RingInput
   options_.segment_ids = inputs.q_segment_ids.present() || inputs.kv_segment_ids.present();
   options_.explicit_positions = inputs.q_positions.present() || inputs.kv_positions.present();
   for (int r = 0; r < settings_.ring; ++r) {
-    ranks_.push_back(std::make_unique<Rank>());
+    ranks_.push_back(std::make_unique<RingRank>());
     ranks_.back()->rank = r;
   }
   // Construction first: it checks the problem before any shard is cut by it.
-  on_all_ranks([&](Rank& rank) {
+  on_all_ranks([&](RingRank& rank) {
     rank.attention = std::make_unique<RingAttention>(*ring_[static_cast<std::size_t>(rank.rank)],
                                                      problem_, options_);
     rank.cut_inputs(inputs, options_.layout, settings_.ring, settings_.guarded);
@@ -106,21 +106,8 @@ double RingJob::on_all_ranks(const Work& work) {
   return outcome.milliseconds();
 }
 
-void RingJob::run_pass(Rank& rank, bool backward, int& done) {
-  RingAttention& attention = *rank.attention;
-  GuardedWorkspace workspace(!settings_.guarded ? 0
-                             : backward         ? attention.backward_workspace_bytes()
-                                                : attention.forward_workspace_bytes());
-  const std::span<std::byte> given = settings_.guarded ? workspace.span() : std::span<std::byte>{};
-  if (backward) {
-    rank.backward = attention.backward(rank.backward_args(), given);
-  } else {
-    rank.forward = attention.forward(rank.forward_args(), given);
-  }
-  if (settings_.guarded) {
-    require_intact(workspace.intact(), rank.rank, "the workspace");
-    rank.require_intact_outputs();
-  }
+void RingJob::run_pass(RingRank& rank, bool backward, int& done) {
+  rank.run_pass(backward, settings_.guarded);
   if (settings_.progress) {
     static std::mutex one_at_a_time;
     const std::lock_guard lock(one_at_a_time);
@@ -130,19 +117,19 @@ void RingJob::run_pass(Rank& rank, bool backward, int& done) {
 
 double RingJob::forward() {
   int done = 0;
-  forward_ms_ = on_all_ranks([&](Rank& rank) { run_pass(rank, false, done); });
+  forward_ms_ = on_all_ranks([&](RingRank& rank) { run_pass(rank, false, done); });
   return forward_ms_;
 }
 
 double RingJob::backward() {
   int done = 0;
-  backward_ms_ = on_all_ranks([&](Rank& rank) { run_pass(rank, true, done); });
+  backward_ms_ = on_all_ranks([&](RingRank& rank) { run_pass(rank, true, done); });
   return backward_ms_;
 }
 
 RingResult RingJob::result() const {
   RingResult result;
-  const auto gather = [&](LocalTensor Rank::*member, int seq_dim, std::int64_t length) {
+  const auto gather = [&](LocalTensor RingRank::*member, int seq_dim, std::int64_t length) {
     const ConstTensorView first = (ranks_[0].get()->*member).view();
     if (!first.present()) return HostTensor();
     std::vector<std::int64_t> shape = shape_of(first);
@@ -154,11 +141,11 @@ RingResult RingJob::result() const {
     }
     return global;
   };
-  result.out = gather(&Rank::out, 1, problem_.query_seq);
-  result.lse = gather(&Rank::lse, 2, problem_.query_seq);
-  result.dquery = gather(&Rank::dquery, 1, problem_.query_seq);
-  result.dkey = gather(&Rank::dkey, 1, problem_.key_seq);
-  result.dvalue = gather(&Rank::dvalue, 1, problem_.key_seq);
+  result.out = gather(&RingRank::out, 1, problem_.query_seq);
+  result.lse = gather(&RingRank::lse, 2, problem_.query_seq);
+  result.dquery = gather(&RingRank::dquery, 1, problem_.query_seq);
+  result.dkey = gather(&RingRank::dkey, 1, problem_.key_seq);
+  result.dvalue = gather(&RingRank::dvalue, 1, problem_.key_seq);
   for (const auto& rank : ranks_) {
     const ConstTensorView local = rank->dsinks.view();
     if (!local.present()) break;
