@@ -95,8 +95,8 @@ Record write(const Fields& fields) {
 
 /// Safe for whatever another version may have written.
 Fields read(const Record& record) {
-  const std::string_view text(record.data(), std::find(record.begin(), record.end(), '\0') -
-                                                 record.begin());
+  const std::string_view text(record.data(),
+                              std::find(record.begin(), record.end(), '\0') - record.begin());
   Fields fields;
   for (std::size_t at = 0; at < text.size();) {
     const std::string_view line = text.substr(at, text.find('\n', at) - at);
@@ -118,11 +118,11 @@ void compare_plans(Communicator& ring, const Plan& plan, std::string_view versio
   for (std::size_t r = 1; r < table.size(); ++r) {
     const Fields other = read(table[r]);
     for (std::size_t f = 0; f < std::max(first.size(), other.size()); ++f) {
-      const auto a = f < first.size() ? first[f] : std::pair(other[f].first, std::string("nothing"));
+      const auto a =
+          f < first.size() ? first[f] : std::pair(other[f].first, std::string("nothing"));
       const auto b = f < other.size() ? other[f] : std::pair(a.first, std::string("nothing"));
       if (a == b) continue;
-      throw Error(ErrorCode::kCommunication, a.first +
-                                                 ": expected the same on every rank, got " +
+      throw Error(ErrorCode::kCommunication, a.first + ": expected the same on every rank, got " +
                                                  a.second + " on rank 0 and " + b.second +
                                                  " on rank " + std::to_string(r));
     }

@@ -15,9 +15,9 @@ using std::chrono::milliseconds;
 
 // Waits end within the deadline and one second: this long to find the culprit, and to be heard.
 // A rank that waits answers within a scheduling delay, so the rest is room for a loaded machine.
-constexpr milliseconds kInquiry{600};
-constexpr milliseconds kAnswerTime{450};
-constexpr milliseconds kFarewell{300};
+constexpr milliseconds kInquiry{450};
+constexpr milliseconds kAnswerTime{350};
+constexpr milliseconds kFarewell{200};
 
 std::string name_of(int rank) { return "rank " + std::to_string(rank); }
 
@@ -124,8 +124,7 @@ void Alarm::find_culprit(int other, const std::function<bool()>& done) {
     if (raised() || done()) return;
     if (!answered) {
       return raise(suspect, "is lost or silent: " + name_of(rank_) + " waited " + waited + " for " +
-                                name_of(other) + ", and " + name_of(suspect) +
-                                " does not answer");
+                                name_of(other) + ", and " + name_of(suspect) + " does not answer");
     }
     if (answer_.about < 0) {
       return raise(suspect, "is too slow: " + name_of(rank_) + " waited " + waited + " for " +

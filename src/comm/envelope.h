@@ -16,9 +16,9 @@ namespace ringattn {
 struct Envelope {
   std::int32_t sender = -1;
   std::int32_t hop = 0;
-  std::int32_t owner = 0;   // the rank whose block it is
+  std::int32_t owner = 0;             // the rank whose block it is
   std::uint32_t magic = 0x676E6972U;  // "ring"
-  std::int64_t number = 0;  // of the transfer, counted per (sender, receiver)
+  std::int64_t number = 0;            // of the transfer, counted per (sender, receiver)
   std::uint64_t bytes = 0;
 
   friend bool operator==(const Envelope&, const Envelope&) = default;

@@ -73,9 +73,9 @@ class MpiMail final : public Mail {
   void send(int to, const Notice& notice) override {
     outgoing_.push_back({notice, MPI_REQUEST_NULL});
     Letter& letter = outgoing_.back();
-    check(MPI_Isend(&letter.notice, sizeof(Notice), MPI_BYTE, to, kNoticeTag, comm_,
-                    &letter.request),
-          "MPI_Isend");
+    check(
+        MPI_Isend(&letter.notice, sizeof(Notice), MPI_BYTE, to, kNoticeTag, comm_, &letter.request),
+        "MPI_Isend");
   }
 
   bool receive(Notice& notice) override {
@@ -245,7 +245,7 @@ class MpiCommunicator final : public Communicator {
   /// After a failure: withdraws what has not begun, and waits a moment for what has, so that living
   /// peers end with their memory to themselves.
   void settle(Transfer& t) {
-    constexpr milliseconds kSettle{150};
+    constexpr milliseconds kSettle{100};
     if (settled_ == Clock::time_point()) settled_ = Clock::now() + kSettle;
     t.receives.cancel();
     Pause pause;
@@ -272,8 +272,8 @@ class MpiCommunicator final : public Communicator {
 
 void check_options(const MpiOptions& options) {
   if (options.timeout <= milliseconds(0)) {
-    throw Error(ErrorCode::kInvalidArgument, "timeout: expected more than 0 ms, got " +
-                                                 std::to_string(options.timeout.count()));
+    throw Error(ErrorCode::kInvalidArgument,
+                "timeout: expected more than 0 ms, got " + std::to_string(options.timeout.count()));
   }
   constexpr std::size_t kMost = 0x7FFFFFFF;
   if (options.largest_message < 1 || options.largest_message > kMost) {
@@ -288,9 +288,8 @@ void check_usable() {
   MPI_Initialized(&initialized);
   MPI_Finalized(&finalized);
   if (initialized == 0 || finalized != 0) {
-    throw Error(ErrorCode::kInvalidArgument,
-                std::string("MPI: expected to be initialised, is ") +
-                    (initialized == 0 ? "not" : "finalised"));
+    throw Error(ErrorCode::kInvalidArgument, std::string("MPI: expected to be initialised, is ") +
+                                                 (initialized == 0 ? "not" : "finalised"));
   }
   int level = MPI_THREAD_SINGLE;
   int main = 0;
