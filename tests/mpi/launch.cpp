@@ -19,7 +19,7 @@ namespace ringattn::testing {
 std::vector<std::string> flavours() {
   std::istringstream list(RINGATTN_MPI_FLAVOURS);
   std::vector<std::string> all;
-  for (std::string name; std::getline(list, name, ';');) all.push_back(name);
+  for (std::string name; std::getline(list, name, ',');) all.push_back(name);
   return all;
 }
 
@@ -42,7 +42,7 @@ Launched launch(const std::string& flavour, const Launch& how,
   pointers.push_back(nullptr);
 
   const TempFolder folder;
-  const std::string log = folder.path("log");
+  const std::string log = folder / "log";
   const pid_t child = ::fork();
   if (child == 0) {
     ::setpgid(0, 0);
@@ -60,7 +60,7 @@ Launched launch(const std::string& flavour, const Launch& how,
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(how.seconds);
   pid_t ended = 0;
   while ((ended = ::waitpid(child, &status, WNOHANG)) == 0 &&
-         std::chrono::steady_clock::now() < end) {
+         std::chrono::steady_clock::now() < end && !(how.enough && how.enough())) {
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
   }
   if (ended == 0) {

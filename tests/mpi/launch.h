@@ -2,6 +2,7 @@
 // Starts programs under mpirun as users do, and looks at what is left.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -12,8 +13,9 @@ std::vector<std::string> flavours();
 
 struct Launch {
   int ranks = 2;
-  bool cleanup = true;  // false: the launcher leaves the survivors of a lost rank alone
-  int seconds = 120;    // then the whole job is killed, and `code` is -1
+  std::function<bool()> enough{};  // once true, the job is killed, too
+  bool cleanup = true;             // false: the launcher leaves the survivors of a lost rank alone
+  int seconds = 120;               // then the whole job is killed, and `code` is -1
 };
 
 struct Launched {

@@ -62,14 +62,24 @@ class MpiFaults : public ::testing::TestWithParam<std::string> {
   /// Runs the trials, each on its own ring of n, all in one job.
   void run(int n, const std::vector<Trial>& trials) {
     const TempFolder folder;
-    const std::string dir = folder.path("");
+    const std::string dir = folder.path();
     std::vector<std::string> words = {worker(GetParam()), "faults", dir, std::to_string(kTimeoutMs),
                                       std::to_string(n)};
     for (const Trial& trial : trials) words.push_back(trial.word());
     const int ranks = n * static_cast<int>(trials.size());
     // A stopped rank never ends, so neither does the launcher: watch the ranks, not the job.
-    const Launched job =
-        launch(GetParam(), {.ranks = ranks, .cleanup = false, .seconds = 8}, words);
+    const auto all_ended = [&] {
+      for (int r = 0; r < ranks; ++r) {
+        const bool guilty = r % n == trials[static_cast<std::size_t>(r / n)].culprit;
+        const std::string file = dir + "/" + std::to_string(r);
+        if (!guilty && !std::filesystem::exists(file + ".end")) return false;
+        const int pid = std::atoi(line_of(file + ".pid").c_str());
+        if (!guilty && ::kill(pid, 0) == 0) return false;
+      }
+      return true;
+    };
+    const Launched job = launch(
+        GetParam(), {.ranks = ranks, .enough = all_ended, .cleanup = false, .seconds = 20}, words);
     for (std::size_t t = 0; t < trials.size(); ++t) {
       bool noticed = false;
       for (int r = 0; r < n; ++r) {
@@ -97,13 +107,12 @@ TEST_P(MpiFaults, EveryRankLostAtEveryVerbIsNamedByAllWithinTheDeadline) {
   int count = 0;
   for (const int n : {2, 3, 4}) {
     const TempFolder folder;
-    const Launched counted =
-        launch(GetParam(), {.ranks = n},
-               {worker(GetParam()), "verbs", folder.path(""), std::to_string(n)});
+    const Launched counted = launch(
+        GetParam(), {.ranks = n}, {worker(GetParam()), "verbs", folder.path(), std::to_string(n)});
     ASSERT_EQ(counted.code, 0) << counted.out;
     int verbs = 0;
     int last_send = 0;
-    std::istringstream(line_of(folder.path("verbs"))) >> verbs >> last_send;
+    std::istringstream(line_of(folder / "verbs")) >> verbs >> last_send;
     ASSERT_GT(verbs, 4 * n);
     std::vector<Trial> trials;
     const std::vector<std::string> kinds = {"kill", "stop", "exit", "throw"};
