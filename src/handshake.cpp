@@ -59,6 +59,7 @@ Fields fields(const Plan& plan, std::string_view version) {
       {"value head_dim", text(p.value_dim)},
       {"dtype", name(p.dtype)},
       {"device", p.device == Device::kCpu ? "cpu" : "cuda"},
+      {"backend", std::string(plan.backend().name())},
       {"sliding_window left", side(m.left)},
       {"sliding_window right, or causal", side(m.right)},
       {"chunk_size", m.chunk == 0 ? "none" : text(m.chunk)},
@@ -74,7 +75,6 @@ Fields fields(const Plan& plan, std::string_view version) {
       {"forward kv_blocksize", text(tile(Pass::kForward).keys)},
       {"backward q_blocksize", text(tile(Pass::kBackward).queries)},
       {"backward kv_blocksize", text(tile(Pass::kBackward).keys)},
-      {"backend", std::string(plan.backend().name())},
   };
 }
 
