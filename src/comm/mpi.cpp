@@ -15,6 +15,7 @@
 
 #include "comm/alarm.h"
 #include "comm/envelope.h"
+#include "memory.h"
 #include "ring.h"
 #include "ringattn/error.h"
 #include "ringattn/mpi.h"
@@ -355,7 +356,7 @@ MpiProcess::~MpiProcess() = default;
 
 void MpiProcess::end() {
   std::vector<std::byte> here(static_cast<std::size_t>(ring_->size()));
-  gather(*ring_, here, 1, {});
+  gather(*ring_, host_memory(), here, 1, {});
   ring_.reset();
   std::thread([timeout = options_.timeout] {
     std::this_thread::sleep_for(timeout);
