@@ -22,6 +22,8 @@ if(NOT RINGATTN_HAVE_CUDA)
 endif()
 
 find_package(CUDAToolkit REQUIRED)
+# What a program built by hand links beside libringattn.a.
+set(RINGATTN_CUDA_LINK "${CUDA_cudart_static_LIBRARY}" CACHE INTERNAL "")
 # sm_80 and its virtual machine code for what comes after; sm_90 for Hopper.
 set(targets -gencode=arch=compute_80,code=[sm_80,compute_80] -gencode=arch=compute_80,code=sm_90)
 

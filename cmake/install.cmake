@@ -9,6 +9,13 @@ install(TARGETS ringattn EXPORT ringattnTargets
   RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR}
   FILE_SET public DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(EXPORT ringattnTargets NAMESPACE ringattn:: DESTINATION ${package})
+if(TARGET ringattn_mpi)
+  install(TARGETS ringattn_mpi EXPORT ringattnMpiTargets
+    ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}
+    LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
+    RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+  install(EXPORT ringattnMpiTargets NAMESPACE ringattn:: DESTINATION ${package})
+endif()
 
 configure_package_config_file(cmake/ringattnConfig.cmake.in
   ${PROJECT_BINARY_DIR}/ringattnConfig.cmake INSTALL_DESTINATION ${package})

@@ -15,6 +15,7 @@
 #include "handshake.h"
 #include "memory.h"
 #include "plan.h"
+#include "progress.h"
 #include "ring.h"
 #include "summary.h"
 #include "workspace.h"
@@ -58,7 +59,7 @@ struct RingAttention::Impl {
   Impl(Communicator* ring_in, const Problem& problem, const Options& options)
       : ring(ring_in == nullptr ? alone : *ring_in),
         plan(make_plan(ring, problem, options)),
-        executor(options.executor != nullptr ? options.executor : default_executor()),
+        executor(with_progress(ring, options.executor)),
         memory(plan.backend().memory()),
         live(plan.live_matrix()),
         route(make_route(live, plan.rank())),

@@ -28,6 +28,7 @@ struct TileShape {
 struct Step {
   int offset = 0;         // 0: its own; > 0: blocks travel to the next rank; < 0: to the previous
   int owner = 0;          // whose block
+  int carried = 0;        // whose block it sends on, if it sends
   bool live = false;      // this rank computes on it
   bool receives = false;  // the block comes here, because this rank or a later one needs it
   bool sends = false;     // to receive, this rank also sends on the block one offset nearer to 0

@@ -33,7 +33,8 @@ void TravellingBlocks::depart(const Step& next) {
   }
   const auto out = next.sends ? from : std::span<const std::byte>{};
   bytes_ += static_cast<std::int64_t>(out.size());
-  open_.push_back(ring_.shift(out, in, expected, direction, stream_));
+  const Cargo cargo{next.offset, next.carried, next.owner};
+  open_.push_back(ring_.shift(out, in, expected, direction, stream_, cargo));
 }
 
 void TravellingBlocks::arrive(const Step& next) {
@@ -90,7 +91,8 @@ void TravellingSums::pass_on(std::size_t s) {
   if (const Step* next = route_.onward(s)) {
     const std::size_t expected = next->receives ? plan_.sums_bytes(next->owner) : 0;
     const auto in = buffers ? workspace_.received_sums.first(expected) : std::span<std::byte>{};
-    post(s, next->sends ? part : std::span<std::byte>{}, in, expected, direction, false);
+    post(s, next->sends ? part : std::span<std::byte>{}, in, expected, direction,
+         {step.offset, step.owner, next->owner}, false);
     onward_ = open_.back().ticket;
   }
   const int reach = direction > 0 ? route_.forward_reach : route_.backward_reach;
@@ -100,14 +102,14 @@ void TravellingSums::pass_on(std::size_t s) {
     const std::size_t expected = comes_home ? plan_.sums_bytes(plan_.rank()) : 0;
     const auto in = buffers ? workspace_.returned_sums[direction > 0 ? 0 : 1].first(expected)
                             : std::span<std::byte>{};
-    post(s, home, in, expected, -step.offset, comes_home);
+    post(s, home, in, expected, -step.offset, {step.offset, step.owner, plan_.rank()}, comes_home);
   }
 }
 
 void TravellingSums::post(std::size_t s, std::span<const std::byte> out, std::span<std::byte> in,
-                          std::size_t expected, int offset, bool brings_home) {
+                          std::size_t expected, int offset, Cargo cargo, bool brings_home) {
   bytes_ += static_cast<std::int64_t>(out.size());
-  open_.push_back({ring_.shift(out, in, expected, offset, stream_), s, brings_home});
+  open_.push_back({ring_.shift(out, in, expected, offset, stream_, cargo), s, brings_home});
 }
 
 void TravellingSums::add(std::span<std::byte> sum, std::span<const std::byte> part, int owner) {
@@ -152,13 +154,14 @@ void TravellingSums::abandon() noexcept {
 void gather(Communicator& ring, const Memory& memory, std::span<std::byte> table, std::size_t bytes,
             Stream stream) {
   const int world = ring.size();
-  const auto record = [&](int rank) {
-    const int r = ((rank % world) + world) % world;
-    return table.subspan(static_cast<std::size_t>(r) * bytes, bytes);
+  const auto owner = [&](int hop) { return ((ring.rank() - hop) % world + world) % world; };
+  const auto record = [&](int hop) {
+    return table.subspan(static_cast<std::size_t>(owner(hop)) * bytes, bytes);
   };
   for (int hop = 1; hop < world; ++hop) {
-    const auto in = record(ring.rank() - hop);
-    const auto ticket = ring.shift(record(ring.rank() - hop + 1), in, bytes, 1, stream);
+    const auto in = record(hop);
+    const auto ticket =
+        ring.shift(record(hop - 1), in, bytes, 1, stream, {hop, owner(hop - 1), owner(hop)});
     try {
       const auto came = ring.wait(ticket, stream);
       if (came.data() != in.data()) memory.copy(in.data(), came, stream);

@@ -79,7 +79,7 @@ class TravellingSums {
   void collect_home(std::size_t before);
   void finish_shifts(std::size_t before);
   void post(std::size_t s, std::span<const std::byte> out, std::span<std::byte> in,
-            std::size_t expected, int offset, bool brings_home);
+            std::size_t expected, int offset, Cargo cargo, bool brings_home);
 
   Communicator& ring_;
   const Plan& plan_;

@@ -66,9 +66,9 @@ Route make_route(const LiveMatrix& live, int rank) {
       const int direction = offset > 0 ? 1 : -1;
       const int distance = std::abs(offset);
       const int limit = offset > 0 ? reach.forward : reach.backward;
-      const int carried = owner_at(rank, offset - direction, world);  // what this rank passes on
+      step.carried = owner_at(rank, offset - direction, world);  // what this rank passes on
       step.receives = last_stop(live, step.owner, limit, direction) >= distance;
-      step.sends = last_stop(live, carried, limit, direction) >= distance;
+      step.sends = last_stop(live, step.carried, limit, direction) >= distance;
     }
     route.steps.push_back(step);
   };

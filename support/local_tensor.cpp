@@ -64,7 +64,7 @@ LocalTensor::LocalTensor(DType dtype, std::vector<std::int64_t> shape, bool guar
 }
 
 void LocalTensor::reside(const Memory& memory) {
-  if (!present()) return;
+  if (!present() || memory.on_host()) return;
   copy_ = allocate(memory, bytes_.size());
   memory.upload(copy_.get(), bytes_);
 }

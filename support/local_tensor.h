@@ -21,7 +21,7 @@ class LocalTensor {
   /// nobody writes shows up as a NaN in what should be finite.
   LocalTensor(DType dtype, std::vector<std::int64_t> shape, bool guarded);
 
-  /// Gives it a copy in another memory, which argument() then shows.
+  /// Gives it a copy in another memory than the host's, which argument() then shows.
   void reside(const Memory& memory);
 
   /// Fetches what was written there.

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <string>
+#include <utility>
 
 namespace ringattn::support {
 namespace {
@@ -46,35 +47,35 @@ bool GuardedWorkspace::intact() const {
   return std::all_of(after, memory_.end(), [](std::byte b) { return b == std::byte{0xFF}; });
 }
 
-ForwardArgs RingJob::Rank::forward_args() {
+ForwardArgs RingRank::forward_args() {
   ForwardArgs args;
-  args.query = query.argument();
-  args.key = key.argument();
-  args.value = value.argument();
-  args.q_segment_ids = q_ids.argument();
-  args.kv_segment_ids = kv_ids.argument();
-  args.q_positions = q_positions.argument();
-  args.kv_positions = kv_positions.argument();
-  args.sinks = sinks.argument();
+  args.query = in.query;
+  args.key = in.key;
+  args.value = in.value;
+  args.q_segment_ids = in.q_segment_ids;
+  args.kv_segment_ids = in.kv_segment_ids;
+  args.q_positions = in.q_positions;
+  args.kv_positions = in.kv_positions;
+  args.sinks = in.sinks;
   args.out = out.argument();
   args.lse = lse.argument();
   return args;
 }
 
-BackwardArgs RingJob::Rank::backward_args() {
+BackwardArgs RingRank::backward_args() {
   BackwardArgs args;
-  args.query = query.argument();
-  args.key = key.argument();
-  args.value = value.argument();
-  args.q_segment_ids = q_ids.argument();
-  args.kv_segment_ids = kv_ids.argument();
-  args.q_positions = q_positions.argument();
-  args.kv_positions = kv_positions.argument();
-  args.sinks = sinks.argument();
+  args.query = in.query;
+  args.key = in.key;
+  args.value = in.value;
+  args.q_segment_ids = in.q_segment_ids;
+  args.kv_segment_ids = in.kv_segment_ids;
+  args.q_positions = in.q_positions;
+  args.kv_positions = in.kv_positions;
+  args.sinks = in.sinks;
   args.out = out.argument();
   args.lse = lse.argument();
-  args.dout = dout.argument();
-  args.dlse = dlse.argument();
+  args.dout = in.dout;
+  args.dlse = in.dlse;
   args.dquery = dquery.argument();
   args.dkey = dkey.argument();
   args.dvalue = dvalue.argument();
@@ -82,51 +83,69 @@ BackwardArgs RingJob::Rank::backward_args() {
   return args;
 }
 
-void RingJob::Rank::for_tensors(bool outputs, const std::function<void(LocalTensor&)>& f) {
-  if (!outputs) {
-    for (LocalTensor* t : {&query, &key, &value, &q_ids, &kv_ids, &q_positions, &kv_positions,
-                           &sinks, &dout, &dlse}) {
-      f(*t);
-    }
-  }
-  for (LocalTensor* t : {&out, &lse, &dquery, &dkey, &dvalue, &dsinks}) f(*t);
+void RingRank::cut_inputs(const RingInputs& global, Layout layout, int world, bool guarded) {
+  const auto keep = [&](LocalTensor tensor) {
+    owned.push_back(std::move(tensor));
+    owned.back().reside(*memory);
+    return ConstTensorView(owned.back().argument());
+  };
+  const auto rows = [&](const ConstTensorView& whole, int seq_dim) {
+    return keep(cut(whole, seq_dim, layout, world, rank, guarded));
+  };
+  in.query = rows(global.query, 1);
+  in.key = rows(global.key, 1);
+  in.value = rows(global.value, 1);
+  in.q_segment_ids = rows(global.q_segment_ids, 1);
+  in.kv_segment_ids = rows(global.kv_segment_ids, 1);
+  in.q_positions = rows(global.q_positions, 0);
+  in.kv_positions = rows(global.kv_positions, 0);
+  in.dout = rows(global.dout, 1);
+  in.dlse = rows(global.dlse, 2);
+  // Every rank has all of them.
+  in.sinks = keep(cut(global.sinks, 0, Layout::kContiguous, 1, 0, guarded));
 }
 
-void RingJob::Rank::cut_inputs(const RingInputs& in, Layout layout, int world, bool guarded) {
-  const auto rows = [&](const ConstTensorView& global, int seq_dim) {
-    return cut(global, seq_dim, layout, world, rank, guarded);
+void RingRank::make_outputs(const RingSettings& settings, const Problem& problem) {
+  const auto like = [&](const ConstTensorView& t, DType dtype) {
+    return LocalTensor(dtype, shape_of(t), settings.guarded);
   };
-  query = rows(in.query, 1);
-  key = rows(in.key, 1);
-  value = rows(in.value, 1);
-  q_ids = rows(in.q_segment_ids, 1);
-  kv_ids = rows(in.kv_segment_ids, 1);
-  q_positions = rows(in.q_positions, 0);
-  kv_positions = rows(in.kv_positions, 0);
-  dout = rows(in.dout, 1);
-  dlse = rows(in.dlse, 2);
-  sinks = cut(in.sinks, 0, Layout::kContiguous, 1, 0, guarded);  // every rank has all of them
-}
-
-void RingJob::Rank::make_outputs(const RingSettings& settings, const Problem& problem) {
-  const auto like = [&](const LocalTensor& t, DType dtype) {
-    return LocalTensor(dtype, shape_of(t.view()), settings.guarded);
-  };
-  const ConstTensorView q = query.view();
+  const ConstTensorView& q = in.query;
   out = LocalTensor(settings.out_dtype.value_or(problem.dtype),
-                    {q.dim(0), q.dim(1), q.dim(2), value.view().dim(3)}, settings.guarded);
+                    {q.dim(0), q.dim(1), q.dim(2), in.value.dim(3)}, settings.guarded);
   if (settings.lse || settings.backward) {
     lse = LocalTensor(settings.lse_dtype, {q.dim(0), q.dim(2), q.dim(1)}, settings.guarded);
   }
   if (!settings.backward) return;
   const DType grad = settings.grad_dtype.value_or(problem.dtype);
-  dquery = like(query, grad);
-  dkey = like(key, grad);
-  dvalue = like(value, grad);
-  if (sinks.present()) dsinks = like(sinks, settings.lse_dtype);
+  dquery = like(in.query, grad);
+  dkey = like(in.key, grad);
+  dvalue = like(in.value, grad);
+  if (in.sinks.present()) dsinks = like(in.sinks, settings.lse_dtype);
+  for (LocalTensor* t : outputs()) t->reside(*memory);
 }
 
-void RingJob::Rank::require_intact_outputs() const {
+std::array<LocalTensor*, 6> RingRank::outputs() {
+  return {&out, &lse, &dquery, &dkey, &dvalue, &dsinks};
+}
+
+void RingRank::run_pass(bool is_backward, bool guarded) {
+  const bool own = guarded && memory->on_host();
+  GuardedWorkspace workspace(!own          ? 0
+                             : is_backward ? attention->backward_workspace_bytes()
+                                           : attention->forward_workspace_bytes());
+  const std::span<std::byte> given = own ? workspace.span() : std::span<std::byte>{};
+  if (is_backward) {
+    backward = attention->backward(backward_args(), given, stream);
+  } else {
+    forward = attention->forward(forward_args(), given, stream);
+  }
+  memory->synchronize(stream);
+  for (LocalTensor* t : outputs()) t->fetch();
+  if (own) require_intact(workspace.intact(), rank, "the workspace");
+  if (guarded) require_intact_outputs();
+}
+
+void RingRank::require_intact_outputs() const {
   require_intact(out.intact(), rank, "out");
   require_intact(lse.intact(), rank, "lse");
   require_intact(dquery.intact(), rank, "dquery");

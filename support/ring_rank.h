@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// One rank of a RingJob: its shards, its results, its attention. Internal to ring_run.cpp.
+// One rank's shards, results and attention, whatever ring it is on. Internal to ring_run.cpp and
+// rank_job.cpp.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <memory>
 #include <span>
@@ -12,20 +14,29 @@
 
 namespace ringattn::support {
 
-struct RingJob::Rank {
+/// One rank: this rank's rows, its results, its attention.
+struct RingRank {
   int rank = 0;
-  LocalTensor query, key, value, q_ids, kv_ids, q_positions, kv_positions, sinks, dout, dlse;
+  RingInputs in;                   // this rank's rows; sinks whole
+  std::vector<LocalTensor> owned;  // what `in` shows, if it was cut here
   LocalTensor out, lse, dquery, dkey, dvalue, dsinks;
   std::unique_ptr<RingAttention> attention;
   PassCounts forward, backward;
+  const Memory* memory = &host_memory();  // where the tensors of a call lie
   Stream stream;
 
   ForwardArgs forward_args();
   BackwardArgs backward_args();
-  /// Calls f for the outputs, and before them for the inputs too.
-  void for_tensors(bool outputs, const std::function<void(LocalTensor&)>& f);
-  void cut_inputs(const RingInputs& in, Layout layout, int world, bool guarded);
+
+  /// Copies this rank's rows out of global tensors, to its memory.
+  void cut_inputs(const RingInputs& global, Layout layout, int world, bool guarded);
   void make_outputs(const RingSettings& settings, const Problem& problem);
+
+  /// Runs one pass and notes its counts.
+  void run_pass(bool backward, bool guarded);
+
+ private:
+  std::array<LocalTensor*, 6> outputs();
 
   /// Throws kInternal if memory beside an output was written.
   void require_intact_outputs() const;

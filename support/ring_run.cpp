@@ -57,14 +57,13 @@ void timed(Communicator& ring, Outcome& outcome, const Work& work) {
   outcome.end = std::max(outcome.end, end);
 }
 
-std::vector<std::unique_ptr<Communicator>> make_device_ring(int ranks,
-                                                            std::chrono::milliseconds timeout) {
+std::vector<std::unique_ptr<Communicator>> make_ring(const Memory& memory,
+                                                     const RingSettings& settings) {
+  if (memory.on_host()) return make_local_ring(settings.ring, settings.timeout);
 #if defined(RINGATTN_HAVE_CUDA)
-  return make_cuda_local_ring(ranks, timeout);
+  return make_cuda_local_ring(settings.ring, settings.timeout);
 #else
-  (void)timeout;
-  throw Error(ErrorCode::kUnsupported, "a ring of " + std::to_string(ranks) +
-                                           " ranks on a GPU: this build has no CUDA backend");
+  throw Error(ErrorCode::kUnsupported, "a ring on a GPU: this build has no CUDA backend");
 #endif
 }
 
@@ -76,23 +75,21 @@ RingJob::RingJob(const Problem& problem, const Options& options, const RingInput
       problem_(problem),
       options_(options),
       memory_(choose_backend(problem, options).backend->memory()),
-      ring_(memory_.on_host() ? make_local_ring(settings.ring, settings.timeout)
-                              : make_device_ring(settings.ring, settings.timeout)) {
+      ring_(make_ring(memory_, settings)) {
   options_.segment_ids = inputs.q_segment_ids.present() || inputs.kv_segment_ids.present();
   options_.explicit_positions = inputs.q_positions.present() || inputs.kv_positions.present();
   for (int r = 0; r < settings_.ring; ++r) {
-    ranks_.push_back(std::make_unique<Rank>());
+    ranks_.push_back(std::make_unique<RingRank>());
     ranks_.back()->rank = r;
   }
   // Construction first: it checks the problem before any shard is cut by it.
-  on_all_ranks([&](Rank& rank) {
+  on_all_ranks([&](RingRank& rank) {
     rank.attention = std::make_unique<RingAttention>(*ring_[static_cast<std::size_t>(rank.rank)],
                                                      problem_, options_);
+    rank.memory = &memory_;
+    rank.stream = memory_.make_stream();
     rank.cut_inputs(inputs, options_.layout, settings_.ring, settings_.guarded);
     rank.make_outputs(settings_, problem_);
-    if (memory_.on_host()) return;
-    rank.stream = memory_.make_stream();
-    rank.for_tensors(false, [&](LocalTensor& t) { t.reside(memory_); });
   });
 }
 
@@ -128,22 +125,8 @@ double RingJob::on_all_ranks(const Work& work) {
   return outcome.milliseconds();
 }
 
-void RingJob::run_pass(Rank& rank, bool backward, int& done) {
-  RingAttention& attention = *rank.attention;
-  const bool guarded = settings_.guarded && memory_.on_host();
-  GuardedWorkspace workspace(!guarded   ? 0
-                             : backward ? attention.backward_workspace_bytes()
-                                        : attention.forward_workspace_bytes());
-  const std::span<std::byte> given = guarded ? workspace.span() : std::span<std::byte>{};
-  if (backward) {
-    rank.backward = attention.backward(rank.backward_args(), given, rank.stream);
-  } else {
-    rank.forward = attention.forward(rank.forward_args(), given, rank.stream);
-  }
-  memory_.synchronize(rank.stream);
-  if (!memory_.on_host()) rank.for_tensors(true, [](LocalTensor& t) { t.fetch(); });
-  if (guarded) require_intact(workspace.intact(), rank.rank, "the workspace");
-  if (settings_.guarded) rank.require_intact_outputs();
+void RingJob::run_pass(RingRank& rank, bool backward, int& done) {
+  rank.run_pass(backward, settings_.guarded);
   if (settings_.progress) {
     static std::mutex one_at_a_time;
     const std::lock_guard lock(one_at_a_time);
@@ -153,19 +136,19 @@ void RingJob::run_pass(Rank& rank, bool backward, int& done) {
 
 double RingJob::forward() {
   int done = 0;
-  forward_ms_ = on_all_ranks([&](Rank& rank) { run_pass(rank, false, done); });
+  forward_ms_ = on_all_ranks([&](RingRank& rank) { run_pass(rank, false, done); });
   return forward_ms_;
 }
 
 double RingJob::backward() {
   int done = 0;
-  backward_ms_ = on_all_ranks([&](Rank& rank) { run_pass(rank, true, done); });
+  backward_ms_ = on_all_ranks([&](RingRank& rank) { run_pass(rank, true, done); });
   return backward_ms_;
 }
 
 RingResult RingJob::result() const {
   RingResult result;
-  const auto gather = [&](LocalTensor Rank::*member, int seq_dim, std::int64_t length) {
+  const auto gather = [&](LocalTensor RingRank::*member, int seq_dim, std::int64_t length) {
     const ConstTensorView first = (ranks_[0].get()->*member).view();
     if (!first.present()) return HostTensor();
     std::vector<std::int64_t> shape = shape_of(first);
@@ -177,11 +160,11 @@ RingResult RingJob::result() const {
     }
     return global;
   };
-  result.out = gather(&Rank::out, 1, problem_.query_seq);
-  result.lse = gather(&Rank::lse, 2, problem_.query_seq);
-  result.dquery = gather(&Rank::dquery, 1, problem_.query_seq);
-  result.dkey = gather(&Rank::dkey, 1, problem_.key_seq);
-  result.dvalue = gather(&Rank::dvalue, 1, problem_.key_seq);
+  result.out = gather(&RingRank::out, 1, problem_.query_seq);
+  result.lse = gather(&RingRank::lse, 2, problem_.query_seq);
+  result.dquery = gather(&RingRank::dquery, 1, problem_.query_seq);
+  result.dkey = gather(&RingRank::dkey, 1, problem_.key_seq);
+  result.dvalue = gather(&RingRank::dvalue, 1, problem_.key_seq);
   for (const auto& rank : ranks_) {
     const ConstTensorView local = rank->dsinks.view();
     if (!local.present()) break;

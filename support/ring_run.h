@@ -59,6 +59,8 @@ struct RingResult {
   std::string backend_reason;
 };
 
+struct RingRank;  // ring_rank.h
+
 /// A ring whose ranks hold their shards, in the memory of the problem's device: run its passes as
 /// often as you like. Options' segment_ids and explicit_positions follow from the inputs. Throws
 /// what the rank threw that failed by itself, not its peers' complaints about it. With `guarded`, a
@@ -76,17 +78,16 @@ class RingJob {
   RingResult result() const;
 
  private:
-  struct Rank;
   template <class Work>
   double on_all_ranks(const Work& work);
-  void run_pass(Rank& rank, bool backward, int& done);
+  void run_pass(RingRank& rank, bool backward, int& done);
 
   RingSettings settings_;
   Problem problem_;
   Options options_;
   const Memory& memory_;
   std::vector<std::unique_ptr<Communicator>> ring_;
-  std::vector<std::unique_ptr<Rank>> ranks_;
+  std::vector<std::unique_ptr<RingRank>> ranks_;
   double forward_ms_ = 0.0;
   double backward_ms_ = 0.0;
 };

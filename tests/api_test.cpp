@@ -2,6 +2,7 @@
 // The public calls on one device: workspaces, views, convenience calls, and what they allocate.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdlib>

@@ -17,6 +17,16 @@ struct Stream {
   void* handle = nullptr;
 };
 
+/// What a transfer carries. Nothing is computed from it: both ends say it, and a difference, such
+/// as a buffer of another hop, is an error.
+struct Cargo {
+  int hop = 0;       // offset of the step that it belongs to
+  int sent = 0;      // the rank whose block goes out,
+  int expected = 0;  // and whose comes in
+
+  friend bool operator==(const Cargo&, const Cargo&) = default;
+};
+
 /// Every rank of the ring calls the same verbs in the same order. Waits have a deadline; a lost,
 /// silent or failed peer is an Error(kCommunication) on every rank, never a hang.
 class Communicator {
@@ -40,7 +50,7 @@ class Communicator {
   /// nothing comes; both ends must agree. `in` receives them unless hands_over(). `out` must stay
   /// unchanged until finish().
   virtual Ticket shift(std::span<const std::byte> out, std::span<std::byte> in,
-                       std::size_t expected, int offset, Stream stream) = 0;
+                       std::size_t expected, int offset, Stream stream, Cargo cargo = {}) = 0;
 
   /// Orders what follows after the arrival (blocks on a CPU). Returns where the bytes are: `in`,
   /// or, if hands_over(), the sender's memory, valid until finish(). A later shift may send them
@@ -51,6 +61,10 @@ class Communicator {
   /// a transfer that sends on what an earlier one received is finished before that one. Throws if
   /// the ring was aborted, but also then only once no peer reads `out`.
   virtual void finish(Ticket ticket, Stream stream) = 0;
+
+  /// Moves transfers on without waiting. Called between pieces of work, by the thread that calls
+  /// the other verbs: a ring that nobody drives in the background needs it to hide its transfers.
+  virtual void progress() noexcept {}
 
   /// Makes every present and later wait of every rank fail, naming this rank and the reason.
   virtual void abort(std::string_view reason) noexcept = 0;

@@ -13,8 +13,8 @@ class Alone final : public Communicator {
   int size() const noexcept override { return 1; }
   std::string_view name() const noexcept override { return "none"; }
   bool hands_over() const noexcept override { return true; }
-  Ticket shift(std::span<const std::byte>, std::span<std::byte>, std::size_t, int,
-               Stream) override {
+  Ticket shift(std::span<const std::byte>, std::span<std::byte>, std::size_t, int, Stream,
+               Cargo) override {
     return 0;
   }
   std::span<const std::byte> wait(Ticket, Stream) override { return {}; }

@@ -7,6 +7,7 @@
 #include <string>
 #include <utility>
 
+#include "comm/envelope.h"
 #include "ringattn/communicator.h"
 #include "ringattn/error.h"
 
@@ -15,6 +16,7 @@ namespace {
 
 struct Message {
   std::span<const std::byte> data;
+  Envelope envelope;
   bool taken = false;     // the receiver has the pointer
   bool released = false;  // and has given it back
 };
@@ -66,20 +68,21 @@ class LocalCommunicator final : public Communicator {
   bool hands_over() const noexcept override { return true; }
 
   Ticket shift(std::span<const std::byte> out, std::span<std::byte>, std::size_t expected,
-               int offset, Stream) override {
+               int offset, Stream, Cargo cargo) override {
     const std::lock_guard lock(ring_->mutex);
     Transfer transfer;
     if (!out.empty()) {
-      transfer.sent = std::make_shared<Message>(Message{out, false, false});
       transfer.to = peer(offset);
       Channel& channel = ring_->channels[{rank_, transfer.to}];
+      transfer.sent = std::make_shared<Message>(Message{
+          out, envelope(rank_, cargo.hop, cargo.sent, channel.sent, out.size()), false, false});
       channel.waiting[channel.sent++] = transfer.sent;
       ring_->changed.notify_all();
     }
     if (expected > 0) {
       transfer.from = peer(-offset);
-      transfer.expected = expected;
-      transfer.number = ring_->channels[{transfer.from, rank_}].expected++;
+      transfer.expected = envelope(transfer.from, cargo.hop, cargo.expected,
+                                   ring_->channels[{transfer.from, rank_}].expected++, expected);
     }
     transfers_[next_] = transfer;
     return next_++;
@@ -88,21 +91,16 @@ class LocalCommunicator final : public Communicator {
   std::span<const std::byte> wait(Ticket ticket, Stream) override {
     std::unique_lock lock(ring_->mutex);
     Transfer& transfer = transfers_.at(ticket);
-    if (transfer.expected == 0) return {};
+    if (transfer.expected.bytes == 0) return {};
     if (transfer.received == nullptr) {
       auto& waiting = ring_->channels[{transfer.from, rank_}].waiting;
-      until(lock, transfer.from, [&] { return waiting.contains(transfer.number); });
+      until(lock, transfer.from, [&] { return waiting.contains(transfer.expected.number); });
       fail_if_aborted();
-      transfer.received = waiting.at(transfer.number);
-      waiting.erase(transfer.number);
+      transfer.received = waiting.at(transfer.expected.number);
+      waiting.erase(transfer.expected.number);
       transfer.received->taken = true;
     }
-    if (transfer.received->data.size() != transfer.expected) {
-      throw Error(ErrorCode::kCommunication, "rank " + std::to_string(transfer.from) + " sent " +
-                                                 std::to_string(transfer.received->data.size()) +
-                                                 " bytes, rank " + std::to_string(rank_) +
-                                                 " expected " + std::to_string(transfer.expected));
-    }
+    require_equal(transfer.received->envelope, transfer.expected, rank_);
     return transfer.received->data;
   }
 
@@ -135,8 +133,7 @@ class LocalCommunicator final : public Communicator {
     MessagePtr received;
     int from = -1;
     int to = -1;
-    std::int64_t number = 0;
-    std::size_t expected = 0;
+    Envelope expected;
   };
 
   int peer(int offset) const {

@@ -64,14 +64,14 @@ class CudaLocalCommunicator final : public Communicator {
   bool hands_over() const noexcept override { return true; }
 
   Ticket shift(std::span<const std::byte> out, std::span<std::byte> in, std::size_t expected,
-               int offset, Stream stream) override {
+               int offset, Stream stream, Cargo cargo) override {
     Transfer transfer{peer(offset), peer(-offset), -1, -1, false};
     if (!out.empty()) {  // recorded before the peer can learn of the transfer
       transfer.sent = sent_[static_cast<std::size_t>(transfer.to)]++;
       events_->record(Events::kSent, rank(), transfer.to, transfer.sent, stream);
     }
     if (expected > 0) transfer.expected = expected_[static_cast<std::size_t>(transfer.from)]++;
-    const Ticket ticket = hosts_->shift(out, in, expected, offset, stream);
+    const Ticket ticket = hosts_->shift(out, in, expected, offset, stream, cargo);
     open_[ticket] = transfer;
     return ticket;
   }

@@ -144,8 +144,31 @@ TEST(LocalRing, MessagesOfAnotherSizeAreRefused) {
     }
     c.finish(ticket, {});
   });
-  EXPECT_NE(errors[1].find("rank 0 sent 16 bytes, rank 1 expected 8"), std::string::npos)
-      << errors[1];
+  EXPECT_NE(errors[1].find("rank 1 expected 8 bytes"), std::string::npos) << errors[1];
+  EXPECT_NE(errors[1].find("got 16 bytes"), std::string::npos) << errors[1];
+}
+
+TEST(LocalRing, ABlockOfAnotherHopOrOwnerIsRefused) {
+  std::vector<int> data(2);
+  for (const bool other_hop : {true, false}) {
+    const auto errors = on_ring(2, milliseconds(20000), [&](Communicator& c) {
+      Cargo cargo{1, c.rank(), 1 - c.rank()};
+      if (c.rank() == 0) (other_hop ? cargo.hop : cargo.sent) = 7;
+      const auto ticket = c.shift(bytes_of(data), {}, 8, 1, {}, cargo);
+      try {
+        c.wait(ticket, {});
+      } catch (const Error& error) {
+        c.abort(error.what());
+        throw;
+      }
+      c.finish(ticket, {});
+    });
+    const std::string got = other_hop ? "got 8 bytes of the block of rank 0 at hop 7"
+                                      : "got 8 bytes of the block of rank 7 at hop 1";
+    EXPECT_NE(errors[1].find("expected 8 bytes of the block of rank 0 at hop 1"), std::string::npos)
+        << errors[1];
+    EXPECT_NE(errors[1].find(got), std::string::npos) << errors[1];
+  }
 }
 
 TEST(LocalRing, FinishWaitsUntilTheReaderIsDoneEvenAfterAnAbort) {

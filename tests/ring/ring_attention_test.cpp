@@ -42,9 +42,9 @@ class Faulty final : public Communicator {
   std::string_view name() const noexcept override { return "faulty"; }
   bool hands_over() const noexcept override { return inner_->hands_over(); }
   Ticket shift(std::span<const std::byte> out, std::span<std::byte> in, std::size_t expected,
-               int offset, Stream stream) override {
+               int offset, Stream stream, Cargo cargo) override {
     count();
-    return inner_->shift(out, in, expected, offset, stream);
+    return inner_->shift(out, in, expected, offset, stream, cargo);
   }
   std::span<const std::byte> wait(Ticket ticket, Stream stream) override {
     count();
@@ -72,11 +72,11 @@ class Copying final : public Communicator {
   std::string_view name() const noexcept override { return "copying"; }
   bool hands_over() const noexcept override { return false; }
   Ticket shift(std::span<const std::byte> out, std::span<std::byte> in, std::size_t expected,
-               int offset, Stream stream) override {
+               int offset, Stream stream, Cargo cargo) override {
     EXPECT_EQ(in.size(), expected);
     sent_.emplace_back(out.begin(), out.end());  // what MPI's own buffers would do
     into_.push_back(in);
-    return inner_->shift(sent_.back(), {}, expected, offset, stream);
+    return inner_->shift(sent_.back(), {}, expected, offset, stream, cargo);
   }
   std::span<const std::byte> wait(Ticket ticket, Stream stream) override {
     const auto came = inner_->wait(ticket, stream);

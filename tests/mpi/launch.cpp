@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "mpi/launch.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <fstream>
+#include <sstream>
+#include <thread>
+
+#include "io/io_testing.h"
+
+namespace ringattn::testing {
+
+std::vector<std::string> flavours() {
+  std::istringstream list(RINGATTN_MPI_FLAVOURS);
+  std::vector<std::string> all;
+  for (std::string name; std::getline(list, name, ',');) all.push_back(name);
+  return all;
+}
+
+std::string worker(const std::string& flavour) {
+  return std::string(RINGATTN_MPI_BIN) + "/mpi_worker_" + flavour;
+}
+
+Launched launch(const std::string& flavour, const Launch& how,
+                const std::vector<std::string>& command) {
+  std::vector<std::string> words = {"mpirun." + flavour, "-n", std::to_string(how.ranks)};
+  if (flavour == "openmpi") {
+    words.insert(words.end(), {"--oversubscribe", "--bind-to", "none"});
+    if (!how.cleanup) words.push_back("--enable-recovery");
+  } else if (!how.cleanup) {
+    words.push_back("-disable-auto-cleanup");
+  }
+  words.insert(words.end(), command.begin(), command.end());
+  std::vector<char*> pointers;
+  for (std::string& word : words) pointers.push_back(word.data());
+  pointers.push_back(nullptr);
+
+  const TempFolder folder;
+  const std::string log = folder / "log";
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::setpgid(0, 0);
+    ::setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1);
+    ::setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
+    const int file = ::open(log.c_str(), O_WRONLY | O_CREAT, 0600);
+    ::dup2(::open("/dev/null", O_RDONLY), 0);
+    ::dup2(file, 1);
+    ::dup2(file, 2);
+    ::execvp(pointers[0], pointers.data());
+    ::_exit(127);
+  }
+  Launched done;
+  int status = 0;
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(how.seconds);
+  pid_t ended = 0;
+  while ((ended = ::waitpid(child, &status, WNOHANG)) == 0 &&
+         std::chrono::steady_clock::now() < end && !(how.enough && how.enough())) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  if (ended == 0) {
+    ::kill(-child, SIGKILL);
+    ::waitpid(child, &status, 0);
+  } else if (WIFEXITED(status)) {
+    done.code = WEXITSTATUS(status);
+  } else {
+    done.code = 128 + WTERMSIG(status);
+  }
+  std::ostringstream text;
+  text << std::ifstream(log).rdbuf();
+  done.out = text.str();
+  return done;
+}
+
+}  // namespace ringattn::testing
