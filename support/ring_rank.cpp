@@ -115,12 +115,13 @@ void RingRank::make_outputs(const RingSettings& settings, const Problem& problem
   if (settings.lse || settings.backward) {
     lse = LocalTensor(settings.lse_dtype, {q.dim(0), q.dim(2), q.dim(1)}, settings.guarded);
   }
-  if (!settings.backward) return;
-  const DType grad = settings.grad_dtype.value_or(problem.dtype);
-  dquery = like(in.query, grad);
-  dkey = like(in.key, grad);
-  dvalue = like(in.value, grad);
-  if (in.sinks.present()) dsinks = like(in.sinks, settings.lse_dtype);
+  if (settings.backward) {
+    const DType grad = settings.grad_dtype.value_or(problem.dtype);
+    dquery = like(in.query, grad);
+    dkey = like(in.key, grad);
+    dvalue = like(in.value, grad);
+    if (in.sinks.present()) dsinks = like(in.sinks, settings.lse_dtype);
+  }
   for (LocalTensor* t : outputs()) t->reside(*memory);
 }
 
