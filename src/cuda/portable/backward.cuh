@@ -26,10 +26,11 @@ struct BackwardLayout {
 };
 
 /// s to weights P in place, and dp to dS, for one pair; hidden pairs have s = -inf.
-__device__ inline void differentiate(float& s, float& dp, float lse, float delta,
+template <class T>
+__device__ void differentiate(float& s, float& dp, float lse, float delta,
                                      const Scoring& scoring) {
   const bool hidden = s == -kInfinity<float>;
-  const float p = hidden ? 0.0F : exponential(s - lse);
+  const float p = hidden ? 0.0F : exponential<T>(s, lse);
   dp = hidden ? 0.0F : p * (dp - delta) * scoring.slope(s);
   s = p;
 }
@@ -122,7 +123,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int n = 0; n < kColumns / 8; ++n) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        differentiate(s[0][n][e], dp[0][n][e], lse[e / 2], delta[e / 2], scoring);
+        differentiate<T>(s[0][n][e], dp[0][n][e], lse[e / 2], delta[e / 2], scoring);
       }
     }
     if (piece.masked) {  // a key that is not finite has made dS NaN where it is seen
@@ -275,7 +276,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           const int column = 8 * n + 2 * (lane % 4) + e % 2;
-          differentiate(s[0][n][e], dp[0][n][e], lse[stage][column], delta[stage][column],
+          differentiate<T>(s[0][n][e], dp[0][n][e], lse[stage][column], delta[stage][column],
                         scoring);
         }
       }

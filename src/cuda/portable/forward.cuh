@@ -50,7 +50,7 @@ __device__ void soften(Fragment<kBlocks, kColumns>& s, RowState<kBlocks>& state,
       top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFFU, top, 1));
       top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFFU, top, 2));
       const float base = reference(top);
-      const float factor = exponential(state.max[m][r] - base);
+      const float factor = exponential<T>(state.max[m][r], base);
       state.max[m][r] = top;
       state.sum[m][r] *= factor;
 #pragma unroll
@@ -62,7 +62,7 @@ __device__ void soften(Fragment<kBlocks, kColumns>& s, RowState<kBlocks>& state,
       for (int n = 0; n < kColumns / 8; ++n) {
 #pragma unroll
         for (int e = 2 * r; e < 2 * r + 2; ++e) {
-          s[m][n][e] = exponential(s[m][n][e] - base);
+          s[m][n][e] = exponential<T>(s[m][n][e], base);
           state.sum[m][r] += s[m][n][e];
         }
       }

@@ -8,8 +8,21 @@
 
 namespace ringattn::cuda::portable {
 
-/// exp(x) by the base-2 unit: 2 ulp, 0 below about -87.
-__device__ inline float exponential(float x) { return exp2f(x * 1.4426950408889634F); }
+constexpr float kLog2e = 1.4426950408889634F;
+
+/// 2^x by the special function unit: about 2 ulp; what is denormal becomes 0.
+__device__ inline float power_of_two(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+/// exp(x - y). 16-bit operands have no use for the exact difference.
+template <class T>
+__device__ float exponential(float x, float y) {
+  if constexpr (sizeof(T) == 2) return power_of_two(fmaf(x, kLog2e, -y * kLog2e));
+  return power_of_two((x - y) * kLog2e);
+}
 
 /// Dot product to score: scale, then the soft cap.
 struct Scoring {

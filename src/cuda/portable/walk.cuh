@@ -33,7 +33,7 @@ class Walk {
     }
     by_ranges_ = schedule.interval_only() && others(schedule).positions.list == nullptr &&
                  (kKeys ? schedule.queries : schedule.keys).positions.list == nullptr;
-    next_ = ranges_.visited[0].begin;
+    enter_run(schedule, 0);
   }
 
   __device__ Piece next(const PairSchedule& schedule) {
@@ -48,13 +48,24 @@ class Walk {
     return kKeys ? s.keys : s.queries;
   }
 
+  /// Where the rows of a run begin and end. Tiling has the same; here no tile costs a division.
+  __device__ void enter_run(const PairSchedule& schedule, int run) {
+    const Tiling& tiles = others(schedule);
+    const std::int64_t head = tiles.positions.runs[0].count;
+    run_ = run;
+    run_tile_ = run == 0 ? 0 : ceil_div(head, tiles.size);
+    run_row_ = run == 0 ? 0 : head;
+    run_end_ = run_row_ + tiles.positions.runs[run].count;
+    next_ = ranges_.visited[run].begin;
+  }
+
   /// To the next tile that is not empty.
   __device__ bool advance(const PairSchedule& schedule) {
     for (;;) {
-      while (run_ < 2 && next_ >= ranges_.visited[run_].end) {
-        if (++run_ < 2) next_ = ranges_.visited[run_].begin;
+      while (next_ >= ranges_.visited[run_].end) {
+        if (run_ == 1) return false;
+        enter_run(schedule, 1);
       }
-      if (run_ == 2) return false;
       const std::int64_t tile = next_++;
       TileKind kind = TileKind::kMasked;
       if (by_ranges_) {
@@ -64,9 +75,9 @@ class Walk {
                      : schedule.kind(batch_, head_, tile, own_);
       }
       if (kind == TileKind::kSkip) continue;
-      const Tile found = others(schedule)[tile];
-      row_ = found.row;
-      rows_ = static_cast<int>(found.rows);
+      const std::int64_t size = others(schedule).size;
+      row_ = run_row_ + (tile - run_tile_) * size;
+      rows_ = static_cast<int>(run_end_ - row_ < size ? run_end_ - row_ : size);
       offset_ = 0;
       masked_ = kind == TileKind::kMasked;
       return true;
@@ -76,7 +87,7 @@ class Walk {
   int batch_, head_;
   std::int64_t own_;
   TileRanges ranges_;
-  std::int64_t next_ = 0, row_ = 0;
+  std::int64_t run_tile_ = 0, run_row_ = 0, run_end_ = 0, next_ = 0, row_ = 0;
   int run_ = 0, rows_ = 0, offset_ = 0;
   bool by_ranges_ = false, masked_ = false;
 };

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+// One device, contiguous [B, S, heads, D] tensors in GPU memory, behind a C function that Python
+// can call: for bench.py, which times ringattn and its peers in one process.
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "ringattn/attention.h"
+
+namespace {
+
+using namespace ringattn;
+
+struct Bench {
+  Problem problem;
+  std::unique_ptr<RingAttention> attention;
+};
+
+std::string last_error;
+
+TensorView tensor(void* data, DType dtype, std::initializer_list<std::int64_t> shape) {
+  TensorView view(data, dtype, shape);
+  view.device = Device::kCuda;
+  return view;
+}
+
+/// Runs `work`; on an exception keeps its text and returns 1.
+template <class Work>
+int guarded(const Work& work) {
+  try {
+    work();
+    return 0;
+  } catch (const std::exception& error) {
+    last_error = error.what();
+    return 1;
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+const char* ringattn_bench_error() { return last_error.c_str(); }
+
+/// dtype: 0 f32, 1 bf16, 2 f16. window: keys seen before the query, or -1. Null: see the error.
+void* ringattn_bench_make(std::int64_t batch, std::int64_t sq, std::int64_t sk, std::int64_t heads,
+                          std::int64_t kv_heads, std::int64_t dim, int dtype, int causal,
+                          std::int64_t window, double cap) {
+  std::unique_ptr<Bench> bench(new Bench);
+  const int status = guarded([&] {
+    bench->problem = {batch,        sq, sk, heads, kv_heads, dim, dim, static_cast<DType>(dtype),
+                      Device::kCuda};
+    Options options;
+    if (causal != 0) options.mask = Mask::causal();
+    if (window >= 0) options.mask = options.mask & Mask::window(window, std::nullopt);
+    if (cap > 0) options.logits_soft_cap = static_cast<float>(cap);
+    bench->attention = std::make_unique<RingAttention>(bench->problem, options);
+  });
+  return status == 0 ? bench.release() : nullptr;
+}
+
+void ringattn_bench_destroy(void* bench) { delete static_cast<Bench*>(bench); }
+
+int ringattn_bench_forward(void* bench, void* q, void* k, void* v, void* out, void* lse,
+                           void* stream) {
+  return guarded([&] {
+    auto& b = *static_cast<Bench*>(bench);
+    const Problem& p = b.problem;
+    ForwardArgs args;
+    args.query = tensor(q, p.dtype, {p.batch, p.query_seq, p.query_heads, p.head_dim});
+    args.key = tensor(k, p.dtype, {p.batch, p.key_seq, p.kv_heads, p.head_dim});
+    args.value = tensor(v, p.dtype, {p.batch, p.key_seq, p.kv_heads, p.head_dim});
+    args.out = tensor(out, p.dtype, {p.batch, p.query_seq, p.query_heads, p.head_dim});
+    args.lse = tensor(lse, DType::kFloat32, {p.batch, p.query_heads, p.query_seq});
+    b.attention->forward(args, {}, Stream{stream});
+  });
+}
+
+int ringattn_bench_backward(void* bench, void* q, void* k, void* v, void* out, void* lse,
+                            void* dout, void* dq, void* dk, void* dv, void* stream) {
+  return guarded([&] {
+    auto& b = *static_cast<Bench*>(bench);
+    const Problem& p = b.problem;
+    BackwardArgs args;
+    args.query = tensor(q, p.dtype, {p.batch, p.query_seq, p.query_heads, p.head_dim});
+    args.key = tensor(k, p.dtype, {p.batch, p.key_seq, p.kv_heads, p.head_dim});
+    args.value = tensor(v, p.dtype, {p.batch, p.key_seq, p.kv_heads, p.head_dim});
+    args.out = tensor(out, p.dtype, {p.batch, p.query_seq, p.query_heads, p.head_dim});
+    args.lse = tensor(lse, DType::kFloat32, {p.batch, p.query_heads, p.query_seq});
+    args.dout = tensor(dout, p.dtype, {p.batch, p.query_seq, p.query_heads, p.head_dim});
+    args.dquery = tensor(dq, p.dtype, {p.batch, p.query_seq, p.query_heads, p.head_dim});
+    args.dkey = tensor(dk, p.dtype, {p.batch, p.key_seq, p.kv_heads, p.head_dim});
+    args.dvalue = tensor(dv, p.dtype, {p.batch, p.key_seq, p.kv_heads, p.head_dim});
+    b.attention->backward(args, {}, Stream{stream});
+  });
+}
+
+}  // extern "C"
