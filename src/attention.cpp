@@ -262,6 +262,7 @@ void RingAttention::Impl::share_sink_gradients(const BackwardArgs& args, const W
     const auto record = [&](int rank) {
       return w.table.data() + static_cast<std::size_t>(rank) * stride;
     };
+    memory.zero({record(plan.rank()), stride}, stream);  // records are longer than the sums
     memory.copy(record(plan.rank()), sum, stream);
     gather(ring, memory, w.table, stride, stream);
     memory.zero(sum, stream);
