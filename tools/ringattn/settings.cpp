@@ -19,7 +19,8 @@ namespace {
 
 void check_available(const Settings& s) {
   if (s.backend == "cuda") {
-    unsupported("--backend cuda: the command line runs on the CPU only; expected auto, reference or cpu");
+    unsupported(
+        "--backend cuda: the command line runs on the CPU only; expected auto, reference or cpu");
   }
   if (s.communicator != "local") {
     unsupported("--communicator " + s.communicator + ": this build has only local");

@@ -25,7 +25,6 @@ struct Rows {
   }
 };
 
-
 constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
 
@@ -43,7 +42,10 @@ template <class T, int kDim>
 struct BackwardShape {
   static constexpr bool kHalf = sizeof(T) == 2;
   static constexpr int kRows = 16 * kWarps;
-  static constexpr int kColumns = kHalf ? (kDim <= 64 ? 64 : kDim <= 128 ? 32 : 16) : (kDim <= 64 ? 32 : 16);
+  static constexpr int kColumns = kHalf ? (kDim <= 64    ? 64
+                                           : kDim <= 128 ? 32
+                                                         : 16)
+                                        : (kDim <= 64 ? 32 : 16);
   static constexpr int kStages = kHalf && kDim <= 128 ? 2 : 1;
 };
 
