@@ -40,7 +40,7 @@ struct RowResult {
 template <class T>
 RINGATTN_HOST_DEVICE RowResult<T> finish(T max, T sum, T sink) {
   const bool nothing = sum == T{0};
-  if (sink == kInfinity<T> && sum == sum) return {T{0}, kInfinity<T>, true};
+  if (sink == kInfinity<T> && !std::isnan(sum)) return {T{0}, kInfinity<T>, true};
   if (sink == -kInfinity<T>) {
     if (nothing) return {T{0}, -kInfinity<T>, true};
     return {T{1} / sum, max + std::log(sum), false};
@@ -48,7 +48,7 @@ RINGATTN_HOST_DEVICE RowResult<T> finish(T max, T sum, T sink) {
   const T top = !nothing && max > sink ? max : sink;
   const T own = nothing ? T{0} : std::exp(max - top);
   const T total = sum * own + std::exp(sink - top);
-  return {own / total, top + std::log(total), nothing && sink == sink};
+  return {own / total, top + std::log(total), nothing && !std::isnan(sink)};
 }
 
 /// lse as the backward wants it: rows that saw nothing, or gave everything to an infinite sink,

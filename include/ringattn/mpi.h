@@ -36,7 +36,7 @@ std::unique_ptr<Communicator> make_mpi_communicator(const void* comm, std::size_
 /// and MPI_Finalize may wait for ever: report, and end the process with _exit() or MPI_Abort().
 template <class MpiComm>
 std::unique_ptr<Communicator> mpi_communicator(MpiComm comm, const MpiOptions& options = {}) {
-  return make_mpi_communicator(&comm, sizeof comm, options);
+  return make_mpi_communicator(&comm, sizeof(MpiComm), options);
 }
 
 /// For programs that use MPI through ringattn alone. One per process.

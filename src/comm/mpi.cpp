@@ -313,7 +313,7 @@ std::unique_ptr<Communicator> make_mpi_communicator(const void* comm, std::size_
   }
   check_options(options);
   check_usable();
-  const MPI_Comm given = *static_cast<const MPI_Comm*>(comm);
+  MPI_Comm given = *static_cast<const MPI_Comm*>(comm);
   if (given == MPI_COMM_NULL) {
     throw Error(ErrorCode::kInvalidArgument,
                 "comm: expected an intra-communicator, got MPI_COMM_NULL");

@@ -36,7 +36,7 @@ class Events {
     check(cudaEventRecord(event, native(stream)), "cudaEventRecord");
   }
   void wait(Kind kind, int from, int to, std::int64_t number, Stream stream) {
-    const cudaEvent_t event = at(kind, from, to, number);
+    cudaEvent_t event = at(kind, from, to, number);
     if (event != nullptr) check(cudaStreamWaitEvent(native(stream), event), "cudaStreamWaitEvent");
   }
 
