@@ -36,6 +36,7 @@ std::unique_ptr<Communicator> make_mpi_communicator(const void* comm, std::size_
 /// and MPI_Finalize may wait for ever: report, and end the process with _exit() or MPI_Abort().
 template <class MpiComm>
 std::unique_ptr<Communicator> mpi_communicator(MpiComm comm, const MpiOptions& options = {}) {
+  // NOLINTNEXTLINE(bugprone-sizeof-expression): the handle itself, which may be a pointer
   return make_mpi_communicator(&comm, sizeof(MpiComm), options);
 }
 
