@@ -7,7 +7,7 @@
 #include <string>
 #include <tuple>
 
-#include "conformance/table.h"
+#include "conformance/test_name.h"
 #include "support/conformance.h"
 #include "support/conformance_table.h"
 #include "support/data.h"
@@ -52,7 +52,7 @@ std::string parameter_name(const testing::TestParamInfo<Parameters>& info) {
 
 INSTANTIATE_TEST_SUITE_P(
     Conformance, Table,
-    testing::Combine(testing::ValuesIn(kTable), testing::Values("reference", "cpu"),
+    testing::Combine(testing::ValuesIn(kCases), testing::Values("reference", "cpu"),
                      testing::Values(Layout::kContiguous, Layout::kZigzag, Layout::kStriped)),
     parameter_name);
 

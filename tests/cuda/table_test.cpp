@@ -8,8 +8,9 @@
 #include <tuple>
 
 #include "backend.h"
-#include "conformance/table.h"
+#include "conformance/test_name.h"
 #include "support/conformance.h"
+#include "support/conformance_table.h"
 #include "support/data.h"
 
 namespace ringattn::support {
@@ -79,7 +80,7 @@ std::string parameter_name(const testing::TestParamInfo<std::tuple<const char*, 
 
 constexpr Layout kLayouts[] = {Layout::kContiguous, Layout::kZigzag, Layout::kStriped};
 INSTANTIATE_TEST_SUITE_P(Shared, CudaTable,
-                         testing::Combine(testing::ValuesIn(kTable), testing::ValuesIn(kLayouts)),
+                         testing::Combine(testing::ValuesIn(kCases), testing::ValuesIn(kLayouts)),
                          parameter_name);
 INSTANTIATE_TEST_SUITE_P(Gpu, CudaTable,
                          testing::Combine(testing::ValuesIn(kMore), testing::ValuesIn(kLayouts)),
