@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Times ringattn on one GPU beside PyTorch's cuDNN attention, in one process.
 
-    python3 bench/gpu/bench.py build/release/bench/libringattn_gpu_bench.so [results.json]
+    python3 bench/gpu/bench.py build/dev/bench/libringattn_gpu_bench.so [results.json]
 
 Random normal inputs; medians over CUDA events, the two taken in turns; sampled rows are compared with
 float64 first, beside cuDNN's own error. FLOPs: 4 B H S^2 D forward, 2.5 times that backward, half of it
