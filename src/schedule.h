@@ -116,6 +116,26 @@ RINGATTN_HOST_DEVICE constexpr TileRanges visit(const IntervalMask& mask, Range 
   return tiles;
 }
 
+/// Row i of a run of queries sees rows [i + begin, i + end) of a run of keys, as far as they exist.
+struct Band {
+  std::int64_t begin = 0;
+  std::int64_t end = 0;
+};
+
+/// The mask between two runs of one stride, in rows instead of positions. Not for chunks, whose
+/// intervals are no band.
+RINGATTN_HOST_DEVICE constexpr Band band(const IntervalMask& mask, const Run& queries,
+                                         const Run& keys, std::int64_t stride) {
+  const Range seen = mask.row(queries.first);
+  // Unbounded sides stay about as far away as they are, and no later sum overflows.
+  constexpr std::int64_t kFar = INT64_MAX / 4;
+  return {seen.begin == INT64_MIN
+              ? -kFar
+              : ceil_div(saturating_add(seen.begin, -keys.first), stride),
+          seen.end == INT64_MAX ? kFar
+                                : ceil_div(saturating_add(seen.end, -keys.first), stride)};
+}
+
 /// The non-negative segment ids of a tile's rows, as a range, and whether any row is padding.
 struct SegmentBounds {
   std::int32_t lo = INT32_MAX;

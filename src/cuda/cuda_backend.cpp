@@ -7,6 +7,7 @@
 #include "cuda/device_memory.h"
 #include "cuda/portable/parameters.h"
 #include "cuda/preprocess.h"
+#include "cuda/sm90/forward.h"
 #include "workspace.h"
 
 namespace ringattn {
@@ -31,9 +32,9 @@ auto with_kernels(const Problem& p, const F& f) {
 }
 
 template <class T, class View>
-portable::Rows<T> rows(const View& view) {
+Rows<T> rows(const View& view) {
   constexpr std::int64_t kChunk = 16 / static_cast<std::int64_t>(sizeof(T));
-  portable::Rows<T> r;
+  Rows<T> r;
   r.data = static_cast<T*>(view.data);
   r.batch = view.stride(0);
   r.seq = view.stride(1);
@@ -45,7 +46,7 @@ portable::Rows<T> rows(const View& view) {
 
 /// `out` in the problem's dtype or in float32: one of the two is set.
 template <class T>
-void set_result(const TensorView& view, portable::Rows<T>& own, portable::Rows<float>& wide) {
+void set_result(const TensorView& view, Rows<T>& own, Rows<float>& wide) {
   if (view.dtype == DType::kFloat32) {
     wide = rows<float>(view);
   } else {
@@ -54,7 +55,7 @@ void set_result(const TensorView& view, portable::Rows<T>& own, portable::Rows<f
 }
 
 template <class T>
-void set_common(const StepContext& step, portable::Common<T>& c) {
+void set_common(const StepContext& step, Common<T>& c) {
   const Problem& p = step.plan.problem();
   c.schedule = step.schedule;
   c.query = rows<const T>(step.query);
@@ -153,7 +154,11 @@ std::optional<std::string> CudaBackend::why_not(const Problem& p, const Options&
   return std::nullopt;
 }
 
-TileShape CudaBackend::tiles(const Problem&, const TileHint& hint, Pass) const {
+TileShape CudaBackend::tiles(const Problem& problem, const TileHint& hint, Pass pass) const {
+  // The kernels for Hopper have one shape each, which no hint betters.
+  if (pass == Pass::kForward && cuda::sm90::takes(problem)) {
+    return cuda::sm90::forward_tiles(problem);
+  }
   // What kernels skip by. They cut tiles in pieces of their own, so any size is possible.
   const auto clamp = [](std::int64_t asked) {
     return asked > 0 ? std::min<std::int64_t>(asked, 128) : 128;
@@ -175,7 +180,7 @@ PassCounts CudaBackend::forward(const ForwardStep& step) const {
   Carver carver(step.workspace);
   const cuda::ForwardPieces w = cuda::carve_forward(step.plan, carver);
   cuda::with_kernels(step.plan.problem(), [&]<class T, int kDim>() {
-    cuda::portable::ForwardParameters<T> p;
+    cuda::ForwardParameters<T> p;
     cuda::set_common(step, p);
     p.sinks = step.sinks;
     cuda::set_result(step.out, p.out, p.out32);
@@ -188,8 +193,14 @@ PassCounts CudaBackend::forward(const ForwardStep& step) const {
     p.acc = w.acc;
     p.max = w.max;
     p.sum = w.sum;
-    cuda::check(cuda::portable::launch_forward<T, kDim>(p, cuda::native(step.stream)),
-                "the forward kernel");
+    const cudaStream_t stream = cuda::native(step.stream);
+    if constexpr (sizeof(T) == 2) {
+      if (cuda::sm90::takes(step.plan.problem()) && cuda::sm90::takes(p)) {
+        cuda::check(cuda::sm90::forward(p, stream), "the forward kernel for Hopper");
+        return;
+      }
+    }
+    cuda::check(cuda::portable::launch_forward<T, kDim>(p, stream), "the forward kernel");
   });
   return {};
 }
@@ -199,7 +210,7 @@ PassCounts CudaBackend::backward(const BackwardStep& step) const {
   const cuda::BackwardPieces w = cuda::carve_backward(step.plan, carver);
   if (step.first) cuda::preprocess(step, w.lse, w.delta);
   cuda::with_kernels(step.plan.problem(), [&]<class T, int kDim>() {
-    cuda::portable::BackwardParameters<T> p;
+    cuda::BackwardParameters<T> p;
     cuda::set_common(step, p);
     p.dout = cuda::rows<const T>(step.dout);
     p.lse = w.lse;

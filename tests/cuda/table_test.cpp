@@ -24,7 +24,8 @@ std::string absent() {
   return "this build has no CUDA backend";
 }
 
-// What only matters where rows are cut in pieces of 16 to 128, or where heads are padded.
+// What only matters where rows are cut in pieces of 16 to 192, where heads are padded, or where 16-bit
+// types have kernels of their own: every mask, alone and together, over several tiles.
 constexpr const char* kMore[] = {
     "b2_sq300_h4x2_d64_bf16_causal_bwd",
     "sq520_h2_d128_bf16_causal_sink_bwd",
@@ -37,6 +38,38 @@ constexpr const char* kMore[] = {
     "sq300_h2_d72_bf16_maskh_bwd",
     "sq257_h2_d64_f16_pos_causal_w90,0_bwd",
     "sq700_h2_d128_bwd",
+    "b2_sq700_h4x2_d64_bf16_bwd",
+    "b2_sq700_h4x2_d128_f16_causal_bwd",
+    "sq600_h2_d256_bf16_bwd",
+    "sq900_h2_d64_bf16_causal_w200,0_bwd",
+    "sq900_h2_d128_bf16_w130,70_sink_bwd",
+    "sq900_h2_d128_bf16_wnone,20_bwd",
+    "sq900_h2_d64_f16_chunk200_bwd",
+    "sq900_h2_d128_bf16_chunk256_w300,0_bwd",
+    "b2_sq700_h2_d64_bf16_segpad_causal_w300,2_sink_bwd",
+    "b2_sq500_h2_d256_f16_seg_causal_bwd",
+    "b3_sq600_h2_d128_bf16_seg_bwd",
+    "b2_sq500_sk700_h4x2_d128_bf16_maskh_bwd_dlse",
+    "sq500_h2_d64_bf16_mask_bwd",
+    "sq700_h2_d128_bf16_pos_causal_bwd",
+    "b2_sq500_sk370_h2_d64_f16_posfar_w120,50_seg_bwd",
+    "b2_sq500_h4_d128_bf16_causal_sinkhx3_bwd",
+    "sq600_h2_d128_bf16_cap20_causal_bwd",
+    "sq600_h2_d64_f16_cap5_bwd",
+    "sq500_h2_d256_bf16_cap30_scale1_peaked_causal_bwd",
+    "sq600_h2_d128_bf16_peaked_bwd",
+    "sq600_h2_d64_f16_peaked_causal_bwd",
+    "sq600_h2_d128_bf16_hostile_causal",
+    "sq600_h2_d64_f16_hostile",
+    "sq500_h2_d64_bf16_scale-0.25_causal_bwd",
+    "sq500_h2_d64_bf16_scale0_causal_bwd",
+    "sq450_h2_d40_dv88_bf16_causal_bwd",
+    "sq450_h2_d100_bf16_causal_bwd",
+    "sq700_sk90_h2_d128_bf16_causal_sink_bwd",
+    "sq90_sk700_h2_d64_bf16_causal_bwd",
+    "sq5_h2_d64_bf16_causal_bwd",
+    "sq1_sk1000_h2_d128_f16_bwd",
+    "sq300_sk0_h2_d64_bf16_sink_bwd",
 };
 
 class CudaTable : public testing::TestWithParam<std::tuple<const char*, Layout>> {

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which tiles a block of threads visits, and which pairs of a tile are visible: the schedule's
-// answers, asked from the device. One thread walks, for all; all threads find the bits.
+// Which tiles a block of threads visits: the schedule's answers, asked from the device. One thread
+// walks, for all; all threads find the bits of masked tiles.
 #pragma once
 
 #include <new>
 
+#include "cuda/bits.cuh"
 #include "schedule.h"
 
 namespace ringattn::cuda {
@@ -116,46 +117,21 @@ struct SharedBits {
   std::uint32_t words[kRows][kPiece / 32 + (kPiece < 32)];
 };
 
-/// Bits [begin, end) of a word.
-__device__ inline std::uint32_t bit_range(std::int64_t begin, std::int64_t end) {
-  const int lo = static_cast<int>(begin < 0 ? 0 : begin > 32 ? 32 : begin);
-  const int hi = static_cast<int>(end < 0 ? 0 : end > 32 ? 32 : end);
-  if (lo >= hi) return 0;
-  return (hi == 32 ? ~0U : (1U << hi) - 1U) & ~0U << lo;
-}
-
 /// Fills the bits of `rows` rows from local row `own` on; the rest becomes 0.
 template <bool kKeys, int kThreads, int kRows, int kPiece>
 __device__ void find_bits(const PairSchedule& s, const Piece& piece, int batch, int head,
                           std::int64_t own, int rows, SharedBits<kRows, kPiece>& bits) {
   constexpr int kWords = sizeof(bits.words[0]) / 4;
-  const Tiling& others = kKeys ? s.keys : s.queries;
-  const Positions& positions = kKeys ? s.queries.positions : s.keys.positions;
+  const Tile tile = (kKeys ? s.keys : s.queries)[piece.tile];
 #pragma unroll 1
   for (int n = threadIdx.x; n < kRows * kWords; n += kThreads) {
     const int i = n / kWords;
     const int first = n % kWords * 32;
-    std::uint32_t word = 0;
-    if (i < rows) {
-      word = bit_range(0, piece.rows - first);
-      if (others.positions.list == nullptr) {
-        const IntervalMask mask = kKeys ? s.mask : s.mask.transposed();
-        const Range seen =
-            rows_within(mask.row(positions(own + i)), others.positions, others[piece.tile]);
-        word &= bit_range(seen.begin - piece.offset - first, seen.end - piece.offset - first);
-      }
-      if (word != 0 && (!s.interval_only() || others.positions.list != nullptr)) {
-#pragma unroll 1
-        for (int c = 0; c < 32; ++c) {
-          if ((word >> c & 1U) == 0) continue;
-          const std::int64_t other = piece.row + first + c;
-          const bool seen = kKeys ? s.visible(batch, head, own + i, other)
-                                  : s.visible(batch, head, other, own + i);
-          if (!seen) word &= ~(1U << c);
-        }
-      }
-    }
-    bits.words[i][n % kWords] = word;
+    const int columns = piece.rows - first < 32 ? piece.rows - first : 32;
+    bits.words[i][n % kWords] =
+        i < rows && columns > 0
+            ? visible_word<kKeys>(s, batch, head, own + i, tile, piece.offset + first, columns)
+            : 0;
   }
 }
 

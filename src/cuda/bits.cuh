@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which of 32 pairs of a masked tile are visible, as the bits of a word: the schedule's answers,
+// asked from the device. Every kernel masks by these words.
+#pragma once
+
+#include "schedule.h"
+
+namespace ringattn::cuda {
+
+/// Bits [begin, end) of a word.
+__device__ inline std::uint32_t bit_range(std::int64_t begin, std::int64_t end) {
+  const int lo = static_cast<int>(begin < 0 ? 0 : begin > 32 ? 32 : begin);
+  const int hi = static_cast<int>(end < 0 ? 0 : end > 32 ? 32 : end);
+  if (lo >= hi) return 0;
+  return (hi == 32 ? ~0U : (1U << hi) - 1U) & ~0U << lo;
+}
+
+/// Row `own` of one side against the rows [first, first + columns) of a tile of the other, at most
+/// 32: bit c says whether they see each other. kKeys: the tile is of keys.
+template <bool kKeys>
+__device__ std::uint32_t visible_word(const PairSchedule& s, int batch, int head, std::int64_t own,
+                                      const Tile& tile, int first, int columns) {
+  const Positions& mine = kKeys ? s.queries.positions : s.keys.positions;
+  const Positions& others = kKeys ? s.keys.positions : s.queries.positions;
+  const std::int64_t row = tile.row + first;
+  const std::int64_t position = mine(own);
+  std::uint32_t word = bit_range(0, columns);
+  const auto keep = [&](const auto& visible) {
+#pragma unroll 1
+    for (int c = 0; c < columns; ++c) {
+      if ((word >> c & 1U) != 0 && !visible(row + c)) word &= ~(1U << c);
+    }
+  };
+
+  const Range seen = (kKeys ? s.mask : s.mask.transposed()).row(position);
+  if (others.list == nullptr) {
+    const Range rows = rows_within(seen, others, tile);
+    word &= bit_range(rows.begin - first, rows.end - first);
+  } else {
+    keep([&](std::int64_t other) { return seen.contains(others.list[other]); });
+  }
+  if (s.query_segments.ids != nullptr) {
+    const std::int32_t* ids = (kKeys ? s.query_segments : s.key_segments).ids;
+    const std::int32_t* theirs = (kKeys ? s.key_segments : s.query_segments).ids;
+    const std::int32_t id = ids[batch * mine.size() + own];
+    theirs += batch * others.size();
+    keep([&](std::int64_t other) { return same_segment(id, theirs[other]); });
+  }
+  if (s.bitmap.present()) {
+    keep([&](std::int64_t other) {
+      return kKeys ? s.bitmap.visible(head, position, others(other))
+                   : s.bitmap.visible(head, others(other), position);
+    });
+  }
+  return word;
+}
+
+}  // namespace ringattn::cuda

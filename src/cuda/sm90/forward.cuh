@@ -1,0 +1,600 @@
+// SPDX-License-Identifier: Apache-2.0
+// The forward pass on Hopper (after FlashAttention-3, Shah et al. 2024, arXiv 2407.08608: copies by
+// a warp of their own, two warpgroups in turns, the next scores under way during a softmax), with
+// the softmax of softmax.cuh and the steps of steps.cuh. One block per multiprocessor, alive until
+// there are no more query rows.
+#pragma once
+
+#include "cuda/sm90/parameters.h"
+#include "cuda/sm90/softmax.cuh"
+#include "cuda/sm90/steps.cuh"
+#include "cuda/sm90/wgmma.cuh"
+
+namespace ringattn::cuda::sm90 {
+
+template <int kDim>
+struct ForwardLayout {
+  static constexpr ForwardShape kShape = forward_shape(kDim);
+  static constexpr int kThreads = 128 * (kShape.groups + 1);
+  static constexpr int kRows = kGroupRows * kShape.groups;
+  static constexpr int kPanels = kDim / 64;
+  static constexpr int kRing = 8;
+  static constexpr int kSlots = kDim == 256 ? 1 : 2;  // what shared memory has left
+  static constexpr int kQueryBytes = kRows * kDim * 2;
+  static constexpr int kTileBytes = kShape.columns * kDim * 2;
+  static constexpr int kBitsBytes = kRows * 16;
+
+  static constexpr int kKeys = kQueryBytes;
+  static constexpr int kValues = kKeys + kShape.stages * kTileBytes;
+  static constexpr int kBits = kValues + kShape.stages * kTileBytes;
+  static constexpr int kEntries = kBits + kSlots * kBitsBytes;
+  static constexpr int kRequests = kEntries + kRing * static_cast<int>(sizeof(StepEntry));
+  static constexpr int kBarriers = kRequests + kSlots * static_cast<int>(sizeof(BitsRequest));
+
+  struct Steps : StepShared<kRing, kSlots> {
+    using Ring = Place<kRing>;
+    using Slots = Place<kSlots>;
+  };
+  static constexpr int kQueryFull = Steps::kBarriers;
+  static constexpr int kQueryEmpty = kQueryFull + 1;
+  static constexpr int kKeyFull = kQueryFull + 2;
+  static constexpr int kKeyEmpty = kKeyFull + kShape.stages;
+  static constexpr int kValueFull = kKeyEmpty + kShape.stages;
+  static constexpr int kValueEmpty = kValueFull + kShape.stages;
+  static constexpr int kBytes = kBarriers + 8 * (kValueEmpty + kShape.stages);
+  static_assert(kBytes <= 227 * 1024);
+};
+
+/// Copies queries, keys and values of every step into shared memory, values a step behind.
+template <int kDim>
+RINGATTN_DEVICE void fetch(std::uint32_t base, const typename ForwardLayout<kDim>::Steps& steps,
+                           int group, const CUtensorMap* query, const CUtensorMap* key,
+                           const CUtensorMap* value) {
+  using Layout = ForwardLayout<kDim>;
+  constexpr int kColumns = Layout::kShape.columns;
+  const auto barrier = [&](int i) { return base + Layout::kBarriers + 8 * i; };
+  typename Layout::Steps::Ring ring;
+  Place<Layout::kShape.stages> keys;
+  Place<Layout::kShape.stages> values;
+  int query_parity = 1;
+  int held_row = -1;
+  int held_head_batch = 0;
+  const auto load_values = [&] {
+    if (held_row < 0) return;
+    const std::uint32_t full = barrier(Layout::kValueFull + values.at);
+    ptx::wait(barrier(Layout::kValueEmpty + values.at), values.parity ^ 1);
+    ptx::arrive_expecting(full, Layout::kTileBytes);
+    const std::uint32_t to = base + Layout::kValues + values.at * Layout::kTileBytes;
+#pragma unroll 1
+    for (int i = 0; i < Layout::kPanels; ++i) {
+      ptx::load_box(to + i * kColumns * 128, value, full, 64 * i, held_row,
+                    (held_head_batch & 0xFFFF) / group, held_head_batch >> 16);
+    }
+    values.advance();
+    held_row = -1;
+  };
+#pragma unroll 1
+  for (;; ring.advance()) {
+    ptx::wait(steps.full(ring.at), ring.parity);
+    const StepEntry e = steps.entry(ring.at);
+    if ((e.info & kFirst) != 0 || (e.info & kEnd) != 0) load_values();
+    if ((e.info & kEnd) != 0) return;
+    if ((e.info & kHasKeys) == 0) continue;
+    const int head = e.head_batch & 0xFFFF;
+    const int batch = e.head_batch >> 16;
+    if ((e.info & kFirst) != 0) {
+      ptx::wait(barrier(Layout::kQueryEmpty), query_parity);
+      query_parity ^= 1;
+      ptx::arrive_expecting(barrier(Layout::kQueryFull), Layout::kQueryBytes);
+#pragma unroll 1
+      for (int i = 0; i < Layout::kPanels; ++i) {
+        ptx::load_box(base + i * Layout::kRows * 128, query, barrier(Layout::kQueryFull), 64 * i,
+                      e.query_row, head, batch);
+      }
+    }
+    const std::uint32_t full = barrier(Layout::kKeyFull + keys.at);
+    ptx::wait(barrier(Layout::kKeyEmpty + keys.at), keys.parity ^ 1);
+    ptx::arrive_expecting(full, Layout::kTileBytes);
+    const std::uint32_t to = base + Layout::kKeys + keys.at * Layout::kTileBytes;
+#pragma unroll 1
+    for (int i = 0; i < Layout::kPanels; ++i) {
+      ptx::load_box(to + i * kColumns * 128, key, full, 64 * i, e.key_row, head / group, batch);
+    }
+    keys.advance();
+    load_values();
+    held_row = e.key_row;
+    held_head_batch = e.head_batch;
+  }
+}
+
+/// s = Q K'.
+template <class T, int kDim, int kColumns, int kRows>
+RINGATTN_DEVICE void score(float (&s)[kColumns / 2], std::uint64_t query, std::uint64_t key) {
+#pragma unroll
+  for (int k = 0; k < kDim / 16; ++k) {
+    const std::uint64_t a = query + ((k / 4 * kRows * 128 + k % 4 * 32) >> 4);
+    const std::uint64_t b = key + ((k / 4 * kColumns * 128 + k % 4 * 32) >> 4);
+    if (k == 0) {
+      ptx::Wgmma<T, kColumns>::multiply(s, a, b);
+    } else {
+      ptx::Wgmma<T, kColumns>::multiply_add(s, a, b);
+    }
+  }
+}
+
+/// acc += P V.
+template <class T, int kDim, int kColumns>
+RINGATTN_DEVICE void gather(float (&acc)[kDim / 2], const std::uint32_t (&p)[kColumns / 4],
+                            std::uint64_t value) {
+#pragma unroll
+  for (int k = 0; k < kColumns / 16; ++k) {
+    ptx::Wgmma<T, kDim>::multiply_add(acc, p + 4 * k, value + ((k * 2048) >> 4));
+  }
+}
+
+template <int kCount>
+RINGATTN_DEVICE void rescale(float (&acc)[kCount], float factor0, float factor1) {
+#pragma unroll
+  for (int i = 0; i < kCount; i += 4) {
+    acc[i] *= factor0;
+    acc[i + 1] *= factor0;
+    acc[i + 2] *= factor1;
+    acc[i + 3] *= factor1;
+  }
+}
+
+constexpr float kLn2 = 0.6931471805599453F;
+constexpr float kLog2e = 1.4426950408889634F;
+
+/// A thread's part of a block of query rows: rows `row` and row + 8 of the shard.
+template <class T, int kDim>
+struct Mine {
+  const ForwardParameters<T>& p;
+  int batch, head, row, valid;  // valid: of the block's rows, how many lie at or after `row`
+  int column;                   // first of its columns in a group of 8
+
+  RINGATTN_DEVICE std::int64_t state_row() const {
+    return (static_cast<std::int64_t>(batch) * p.heads + head) *
+               (p.query_counts[0] + p.query_counts[1]) +
+           row;
+  }
+
+  /// References and sums of earlier steps; without any, those of rows that saw nothing.
+  template <class S>
+  RINGATTN_DEVICE void load_statistics(S& softmax) const {
+    softmax.top0 = softmax.top1 = S::kUnset;
+    softmax.sum0 = softmax.sum1 = 0.0F;
+    softmax.factor0 = softmax.factor1 = 1.0F;
+    if (p.first) return;
+    const std::int64_t at = state_row();
+    if (valid > 0) {
+      softmax.top0 = fmaxf(p.max[at] * kLog2e, S::kUnset);
+      softmax.sum0 = column == 0 ? p.sum[at] : 0.0F;
+    }
+    if (valid > 8) {
+      softmax.top1 = fmaxf(p.max[at + 8] * kLog2e, S::kUnset);
+      softmax.sum1 = column == 0 ? p.sum[at + 8] : 0.0F;
+    }
+  }
+
+  RINGATTN_DEVICE void load_acc(float (&acc)[kDim / 2], float factor0, float factor1) const {
+    if (p.first) {
+#pragma unroll
+      for (int i = 0; i < kDim / 2; ++i) acc[i] = 0.0F;
+      return;
+    }
+    const float* from = p.acc + state_row() * p.value_dim + column;
+#pragma unroll
+    for (int n = 0; n < kDim / 8; ++n) {
+      const bool inside = 8 * n < p.value_dim;
+      float2 a = make_float2(0.0F, 0.0F);
+      float2 b = a;
+      if (inside && valid > 0) a = __ldcs(reinterpret_cast<const float2*>(from + 8 * n));
+      if (inside && valid > 8) {
+        b = __ldcs(reinterpret_cast<const float2*>(from + 8 * p.value_dim + 8 * n));
+      }
+      acc[4 * n] = a.x * factor0;
+      acc[4 * n + 1] = a.y * factor0;
+      acc[4 * n + 2] = b.x * factor1;
+      acc[4 * n + 3] = b.y * factor1;
+    }
+  }
+
+  /// Between steps: the state. After the last: sinks, division, rounding.
+  template <class S>
+  RINGATTN_DEVICE void store(const float (&acc)[kDim / 2], const S& softmax) const {
+    float sum0 = softmax.sum0;
+    float sum1 = softmax.sum1;
+    sum0 += __shfl_xor_sync(0xFFFFFFFFU, sum0, 1);
+    sum1 += __shfl_xor_sync(0xFFFFFFFFU, sum1, 1);
+    sum0 += __shfl_xor_sync(0xFFFFFFFFU, sum0, 2);
+    sum1 += __shfl_xor_sync(0xFFFFFFFFU, sum1, 2);
+    const float max0 = softmax.top0 * kLn2;
+    const float max1 = softmax.top1 * kLn2;
+    if (!p.last) {
+      store_state(acc, max0, max1, sum0, sum1);
+      return;
+    }
+    const float sink = p.sinks == nullptr ? -kInfinity<float> : static_cast<float>(p.sinks[head]);
+    const RowResult<float> r0 = finish(max0, sum0, sink);
+    const RowResult<float> r1 = finish(max1, sum1, sink);
+    if (p.lse != nullptr && column == 0) {
+      float* lse = p.lse + batch * p.lse_batch + head * p.lse_head + row * p.lse_seq;
+      if (valid > 0) lse[0] = r0.lse;
+      if (valid > 8) lse[8 * p.lse_seq] = r1.lse;
+    }
+    if (p.out.data == nullptr) {
+      store_wide(acc, r0, r1);
+    } else {
+      store_rounded(acc, r0, r1);
+    }
+  }
+
+ private:
+  RINGATTN_DEVICE void store_state(const float (&acc)[kDim / 2], float max0, float max1,
+                                   float sum0, float sum1) const {
+    const std::int64_t at = state_row();
+    if (column == 0) {
+      if (valid > 0) {
+        p.max[at] = max0;
+        p.sum[at] = sum0;
+      }
+      if (valid > 8) {
+        p.max[at + 8] = max1;
+        p.sum[at + 8] = sum1;
+      }
+    }
+    float* to = p.acc + at * p.value_dim + column;
+#pragma unroll
+    for (int n = 0; n < kDim / 8; ++n) {
+      if (8 * n >= p.value_dim) break;
+      if (valid > 0) {
+        __stcs(reinterpret_cast<float2*>(to + 8 * n), make_float2(acc[4 * n], acc[4 * n + 1]));
+      }
+      if (valid > 8) {
+        __stcs(reinterpret_cast<float2*>(to + 8 * p.value_dim + 8 * n),
+               make_float2(acc[4 * n + 2], acc[4 * n + 3]));
+      }
+    }
+  }
+
+  RINGATTN_DEVICE static float value(float x, const RowResult<float>& r) {
+    return r.zero ? 0.0F : x * r.factor;
+  }
+
+  RINGATTN_DEVICE void store_wide(const float (&acc)[kDim / 2], const RowResult<float>& r0,
+                                  const RowResult<float>& r1) const {
+    float* to = p.out32.at(batch, row, head) + column;
+#pragma unroll
+    for (int n = 0; n < kDim / 8; ++n) {
+      if (8 * n >= p.value_dim) break;
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        if (valid > 0) to[8 * n + e] = value(acc[4 * n + e], r0);
+        if (valid > 8) to[8 * p.out32.seq + 8 * n + e] = value(acc[4 * n + 2 + e], r1);
+      }
+    }
+  }
+
+  /// The four threads of a row exchange 2 x 2 blocks, so that each has 8 neighbouring columns.
+  RINGATTN_DEVICE void store_rounded(const float (&acc)[kDim / 2], const RowResult<float>& r0,
+                                     const RowResult<float>& r1) const {
+    const bool odd = (column & 2) != 0;
+    const bool late = (column & 4) != 0;
+    T* to = p.out.at(batch, row, head) + column * 4;
+#pragma unroll
+    for (int g = 0; g < kDim / 32; ++g) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const RowResult<float>& r = half == 0 ? r0 : r1;
+        std::uint32_t w[4];
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          const int at = (4 * g + k) * 4 + 2 * half;
+          w[k] = ptx::pack<T>(value(acc[at], r), value(acc[at + 1], r));
+        }
+#pragma unroll
+        for (int k = 0; k < 4; k += 2) {
+          const std::uint32_t x = __shfl_xor_sync(0xFFFFFFFFU, odd ? w[k] : w[k + 1], 1);
+          w[k] = odd ? x : w[k];
+          w[k + 1] = odd ? w[k + 1] : x;
+        }
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          const std::uint32_t x = __shfl_xor_sync(0xFFFFFFFFU, late ? w[k] : w[k + 2], 2);
+          w[k] = late ? x : w[k];
+          w[k + 2] = late ? w[k + 2] : x;
+        }
+        if (valid > 8 * half && 32 * g + 4 * column < p.value_dim) {
+          *reinterpret_cast<uint4*>(to + 8 * half * p.out.seq + 32 * g) =
+              make_uint4(w[0], w[1], w[2], w[3]);
+        }
+      }
+    }
+  }
+};
+
+/// What a warpgroup computes: all steps of all its rows.
+template <class T, int kDim, bool kCap>
+RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
+                             const typename ForwardLayout<kDim>::Steps& steps, int group) {
+  using Layout = ForwardLayout<kDim>;
+  constexpr ForwardShape kShape = Layout::kShape;
+  constexpr int kColumns = kShape.columns;
+  constexpr bool kTwoWeights = kShape.two_weights;
+  const int lane = threadIdx.x % 32;
+  const int warp_row = group * kGroupRows + threadIdx.x % 128 / 32 * 16 + lane / 4;
+  const bool speaker = threadIdx.x % 128 == 0;  // of the warpgroup
+  const auto barrier = [&](int i) { return base + Layout::kBarriers + 8 * i; };
+  const std::uint64_t query = ptx::descriptor(base + group * kGroupRows * 128, 16);
+  const std::uint64_t keys = ptx::descriptor(base + Layout::kKeys, 16);
+  const std::uint64_t values = ptx::descriptor(base + Layout::kValues, kColumns * 128);
+
+  typename Layout::Steps::Ring ring;
+  typename Layout::Steps::Slots slots;
+  Place<kShape.stages> key;
+  Place<kShape.stages> value;
+  int query_parity = 0;
+  const float scale = kCap ? 1.0F : p.score_scale;
+
+  Softmax<T, kColumns> softmax;
+  float acc[kDim / 2];
+  float s[kColumns / 2];
+  std::uint32_t pa[kColumns / 4];
+  std::uint32_t pb[kShape.two_weights ? kColumns / 4 : 1];
+
+  const auto turn = [&] {
+    if (kShape.turns) ptx::named_sync(1 + group, 256);
+  };
+  const auto pass_turn = [&] {
+    if (kShape.turns) {
+      ptx::named_arrive(1 + (group + 1 == kShape.groups ? 0 : group + 1), 256);
+    }
+  };
+  const auto wait_key = [&] { ptx::wait(barrier(Layout::kKeyFull + key.at), key.parity); };
+  const auto wait_value = [&] { ptx::wait(barrier(Layout::kValueFull + value.at), value.parity); };
+  const auto release_key = [&] {
+    if (speaker) ptx::arrive(barrier(Layout::kKeyEmpty + key.at));
+    key.advance();
+  };
+  const auto release_value = [&] {
+    if (speaker) ptx::arrive(barrier(Layout::kValueEmpty + value.at));
+    value.advance();
+  };
+  const auto issue_scores = [&]() __attribute__((always_inline)) {
+    ptx::wgmma_fence();
+    score<T, kDim, kColumns, Layout::kRows>(s, query, keys + ((key.at * Layout::kTileBytes) >> 4));
+    ptx::wgmma_commit();
+  };
+  const auto issue_gather = [&](const std::uint32_t(&w)[kColumns / 4])
+                                __attribute__((always_inline)) {
+    ptx::wgmma_fence();
+    gather<T, kDim, kColumns>(acc, w, values + ((value.at * Layout::kTileBytes) >> 4));
+    ptx::wgmma_commit();
+  };
+  // The next entry of the ring, once it is known to be there.
+  int info = 0;
+  const auto leave_entry = [&] {
+    if (lane == 0) ptx::arrive(steps.empty(ring.at));
+    ring.advance();
+  };
+  const auto read_info = [&] {
+    info = ptx::uniform(steps.info(ring.at));
+    leave_entry();
+  };
+  // The entry that begins the next block of rows. Not at the head of the loop over them: the wait
+  // there costs the compiler its view of which registers wgmma may have (C7512).
+  const auto open = [&] {
+    ptx::wait(steps.full(ring.at), ring.parity);
+    StepEntry e = steps.entry(ring.at);
+    e.info = ptx::uniform(e.info);
+    e.query_row = ptx::uniform(e.query_row);
+    e.head_batch = ptx::uniform(e.head_batch);
+    leave_entry();
+    return e;
+  };
+  // Products to scores: cap and mask.
+  const auto finish_scores = [&]() __attribute__((always_inline)) {
+    if constexpr (kCap) soft_cap<T>(s, p.score_scale, p.log2_cap);
+    if ((info & kMaskedAny) != 0) {
+      if ((info & kMasked << group) != 0) {
+        ptx::wait(steps.bits_full(slots.at), slots.parity);
+        const std::uint32_t from = steps.bits + steps.bits_bytes * slots.at + 16 * warp_row;
+        uint4 low;
+        uint4 high;
+        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(low.x), "=r"(low.y), "=r"(low.z), "=r"(low.w)
+                     : "r"(from)
+                     : "memory");
+        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(high.x), "=r"(high.y), "=r"(high.z), "=r"(high.w)
+                     : "r"(from + 128)
+                     : "memory");
+        hide(s, low, high);
+      }
+      __syncwarp();
+      if (lane == 0) ptx::arrive(steps.bits_empty(slots.at));
+      slots.advance();
+    }
+  };
+  // One step after the first of a block of rows: the scores of this one, the products of the one
+  // before, whose weights are in `before`.
+  const auto step = [&](std::uint32_t(&before)[kColumns / 4], std::uint32_t(&now)[kColumns / 4])
+                        __attribute__((always_inline)) {
+    if constexpr (kTwoWeights) {
+      wait_key();
+      read_info();
+      turn();
+      issue_scores();
+      wait_value();
+      issue_gather(before);
+      pass_turn();
+      ptx::wgmma_wait<1>();
+      ptx::pin(s);
+      release_key();
+    } else {
+      wait_value();
+      turn();
+      issue_gather(before);
+      wait_key();
+      read_info();
+      issue_scores();
+      pass_turn();
+      ptx::wgmma_wait<1>();
+      release_value();
+      ptx::wgmma_wait<0>();
+      ptx::pin(s);
+      ptx::pin(acc);
+      ptx::pin(before);
+      release_key();
+    }
+    if ((info & kMore) == 0 && lane == 0) ptx::arrive(barrier(Layout::kQueryEmpty));
+    finish_scores();
+    const bool raised = softmax.next(s, now, scale);
+    if constexpr (kTwoWeights) {
+      ptx::wgmma_wait<0>();
+      ptx::pin(acc);
+      release_value();
+    }
+    if (raised) rescale(acc, softmax.factor0, softmax.factor1);
+  };
+  const auto last_gather = [&](std::uint32_t(&w)[kColumns / 4]) __attribute__((always_inline)) {
+    issue_gather(w);
+    ptx::wgmma_wait<0>();
+    ptx::pin(acc);
+  };
+
+  if (kShape.turns && group == kShape.groups - 1) ptx::named_arrive(1, 256);
+  StepEntry now = open();
+  while ((now.info & kEnd) == 0) {
+    const Mine<T, kDim> mine{p,
+                             now.head_batch >> 16,
+                             now.head_batch & 0xFFFF,
+                             now.query_row + warp_row,
+                             (now.info >> kRowsShift) - warp_row,
+                             2 * (lane % 4)};
+    info = now.info;
+    mine.load_statistics(softmax);
+    if ((info & kHasKeys) == 0) {
+      mine.load_acc(acc, 1.0F, 1.0F);
+    } else {
+    ptx::wait(barrier(Layout::kQueryFull), query_parity);
+    query_parity ^= 1;
+    wait_key();
+    issue_scores();
+    ptx::wgmma_wait<0>();
+    ptx::pin(s);
+    release_key();
+    if ((info & kMore) == 0 && lane == 0) ptx::arrive(barrier(Layout::kQueryEmpty));
+    finish_scores();
+    softmax.first(s, pa, scale);
+    mine.load_acc(acc, softmax.factor0, softmax.factor1);
+    if constexpr (kTwoWeights) {
+      bool in_b = false;
+      for (;;) {
+        if ((info & kMore) == 0) break;
+        step(pa, pb);
+        in_b = true;
+        if ((info & kMore) == 0) break;
+        step(pb, pa);
+        in_b = false;
+      }
+      wait_value();
+      if (in_b) {
+        last_gather(pb);
+      } else {
+        last_gather(pa);
+      }
+    } else {
+      while ((info & kMore) != 0) step(pa, pa);
+      wait_value();
+      last_gather(pa);
+    }
+    release_value();
+    }
+    now = open();
+    mine.store(acc, softmax);
+  }
+}
+
+template <class T, int kDim, bool kCap>
+__global__ void __launch_bounds__(ForwardLayout<kDim>::kThreads, 1)
+    forward_kernel(const __grid_constant__ ForwardParameters<T> p,
+                   const __grid_constant__ CUtensorMap query,
+                   const __grid_constant__ CUtensorMap key,
+                   const __grid_constant__ CUtensorMap value) {
+  using Layout = ForwardLayout<kDim>;
+  constexpr ForwardShape kShape = Layout::kShape;
+  extern __shared__ __align__(1024) unsigned char memory[];
+  const auto base = static_cast<std::uint32_t>(__cvta_generic_to_shared(memory));
+  typename Layout::Steps steps;
+  steps.entries = base + Layout::kEntries;
+  steps.requests = base + Layout::kRequests;
+  steps.bits = base + Layout::kBits;
+  steps.barriers = base + Layout::kBarriers;
+  steps.bits_bytes = Layout::kBitsBytes;
+  const auto barrier = [&](int i) { return base + Layout::kBarriers + 8 * i; };
+
+  if (threadIdx.x == 0) {
+    if ((base & 1023) != 0) __trap();  // swizzled tiles need it
+    for (int i = 0; i < Layout::kRing; ++i) {
+      ptx::barrier_init(steps.full(i), 1);
+      ptx::barrier_init(steps.empty(i), 4 * kShape.groups);
+    }
+    for (int i = 0; i < Layout::kSlots; ++i) {
+      ptx::barrier_init(steps.wanted(i), 1);
+      ptx::barrier_init(steps.bits_full(i), 2);
+      ptx::barrier_init(steps.bits_empty(i), 4 * kShape.groups);
+    }
+    ptx::barrier_init(barrier(Layout::kQueryFull), 1);
+    ptx::barrier_init(barrier(Layout::kQueryEmpty), 4 * kShape.groups);
+    for (int i = 0; i < kShape.stages; ++i) {
+      ptx::barrier_init(barrier(Layout::kKeyFull + i), 1);
+      ptx::barrier_init(barrier(Layout::kKeyEmpty + i), kShape.groups);
+      ptx::barrier_init(barrier(Layout::kValueFull + i), 1);
+      ptx::barrier_init(barrier(Layout::kValueEmpty + i), kShape.groups);
+    }
+    ptx::fence_barrier_init();
+    ptx::prefetch_map(&query);
+    ptx::prefetch_map(&key);
+    ptx::prefetch_map(&value);
+  }
+  __syncthreads();
+
+  // Which warpgroup this is, in a form that the compiler knows to be uniform.
+  const int group = __shfl_sync(0xFFFFFFFFU, threadIdx.x / 128, 0);
+  if (group == 0) {
+    ptx::release_registers<kShape.fetch_registers>();
+    const int warp = threadIdx.x / 32;
+    if (warp == 0) {
+      if (threadIdx.x == 0) fetch<kDim>(base, steps, p.group, &query, &key, &value);
+    } else if (warp == 1) {
+      produce_steps<T, kDim>(p, steps);
+    } else {
+      find_bits<T, kDim, 64>(p, steps, threadIdx.x - 64);
+    }
+  } else {
+    ptx::request_registers<kShape.compute_registers>();
+    compute<T, kDim, kCap>(p, base, steps, group - 1);
+  }
+}
+
+template <class T, int kDim, bool kCap>
+cudaError_t launch(const ForwardParameters<T>& p, const CUtensorMap& query, const CUtensorMap& key,
+                   const CUtensorMap& value, cudaStream_t stream) {
+  using Layout = ForwardLayout<kDim>;
+  const auto kernel = forward_kernel<T, kDim, kCap>;
+  int device = 0;
+  int multiprocessors = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (error != cudaSuccess) return error;
+  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Layout::kBytes);
+  if (error != cudaSuccess) return error;
+  kernel<<<static_cast<unsigned>(min(multiprocessors, p.tiles)), Layout::kThreads, Layout::kBytes,
+           stream>>>(p, query, key, value);
+  return cudaGetLastError();
+}
+
+}  // namespace ringattn::cuda::sm90

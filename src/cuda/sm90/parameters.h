@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the kernels for Hopper (sm_90a) are launched with, and the table of their shapes.
+#pragma once
+
+#include <cuda.h>
+
+#include "cuda/parameters.h"
+
+namespace ringattn::cuda::sm90 {
+
+/// Rows of one warpgroup: the query tiles of the schedule.
+constexpr int kGroupRows = 64;
+
+/// A block: one warpgroup that fetches, and kGroups that compute on kGroupRows query rows each,
+/// kColumns keys a step. Why these: docs/performance.md, "Forward on Hopper".
+struct ForwardShape {
+  int groups, columns;
+  int stages;       // of keys, and of values
+  bool turns;       // the groups issue their products in turns
+  bool two_weights; // weights of a step are packed while those of the step before are in use
+  int fetch_registers, compute_registers;
+};
+constexpr ForwardShape forward_shape(int dim) {
+  if (dim == 64) return {3, 128, 2, true, false, 32, 160};
+  if (dim == 128) return {2, 128, 2, true, true, 24, 240};
+  return {2, 80, 2, false, true, 24, 240};
+}
+
+/// A band in the range of the kernels' 32-bit rows.
+struct Band32 {
+  int begin = 0, end = 0;
+};
+
+template <class T>
+struct ForwardParameters : cuda::ForwardParameters<T> {
+  bool banded = false;  // bands say it all
+  Band32 bands[2][2];   // [query run][key run]
+  int query_counts[2];  // rows of the runs
+  int key_counts[2];
+  int query_blocks[2];  // blocks of query rows per run
+  int tiles = 0;        // blocks of query rows x heads x batch
+  int heads_per_turn = 1;      // whose keys stay in L2 together
+  bool late_first = false;     // rows that see more come first
+  float score_scale = 1.0F;    // to log2 units; with a cap: to the argument of tanh
+  float log2_cap = 0.0F;
+};
+
+/// Instantiated once per type, head_dim and cap in a file of its own. The maps are those of
+/// tensor_map.h, with boxes of the shape's rows and columns.
+template <class T, int kDim, bool kCap>
+cudaError_t launch(const ForwardParameters<T>& parameters, const CUtensorMap& query,
+                   const CUtensorMap& key, const CUtensorMap& value, cudaStream_t stream);
+
+}  // namespace ringattn::cuda::sm90

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+// The instructions of sm_90a that C++ has no words for, one function each (PTX ISA 8.x, sections
+// named beside them). Shared memory is addressed by 32-bit shared addresses.
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+#define RINGATTN_DEVICE __device__ __forceinline__
+
+namespace ringattn::cuda::ptx {
+
+// mbarrier (9.7.13.15). A phase completes when `count` arrivals and all announced bytes are there.
+RINGATTN_DEVICE void barrier_init(std::uint32_t barrier, std::uint32_t count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
+}
+/// Makes initialised barriers visible to the copy engine.
+RINGATTN_DEVICE void fence_barrier_init() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+RINGATTN_DEVICE void arrive(std::uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+RINGATTN_DEVICE void arrive_expecting(std::uint32_t barrier, std::uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+RINGATTN_DEVICE bool try_wait(std::uint32_t barrier, std::uint32_t parity) {
+  std::uint32_t done;
+  asm volatile(
+      "{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; "
+      "selp.u32 %0, 1, 0, p;}"
+      : "=r"(done)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+/// Waits for the phase with this parity. Each try suspends for microseconds; a wait of minutes can
+/// only be a fault of ours, and becomes an error instead of a hang.
+RINGATTN_DEVICE void wait(std::uint32_t barrier, std::uint32_t parity) {
+  std::uint32_t tries = 0;
+  while (!try_wait(barrier, parity)) {
+    if (++tries == 1U << 26) __trap();
+  }
+}
+
+// Named barriers (9.7.13.1), for `threads` threads that arrive or wait.
+RINGATTN_DEVICE void named_sync(int id, int threads) {
+  asm volatile("barrier.cta.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+RINGATTN_DEVICE void named_arrive(int id, int threads) {
+  asm volatile("barrier.cta.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// Bulk tensor copies (9.7.9.25): a box of a 4-D tensor into shared memory, bytes counted by a
+// barrier; coordinates innermost first; what lies outside the tensor becomes 0.
+RINGATTN_DEVICE void prefetch_map(const CUtensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+RINGATTN_DEVICE void load_box(std::uint32_t to, const CUtensorMap* map, std::uint32_t barrier,
+                              int c0, int c1, int c2, int c3) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(to),
+      "l"(map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+      : "memory");
+}
+/// Contiguous bytes into L2: address and size are multiples of 16.
+RINGATTN_DEVICE void prefetch_l2(const void* from, std::uint32_t bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
+
+// Registers of a warpgroup (9.7.19.5).
+template <int kRegisters>
+RINGATTN_DEVICE void release_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+RINGATTN_DEVICE void request_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+/// 2^x, about 2 ulp; what would be denormal becomes 0.
+RINGATTN_DEVICE float power_of_two(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+/// tanh x with a relative error of about 2^-11.
+RINGATTN_DEVICE float fast_tanh(float x) {
+  float y;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+RINGATTN_DEVICE float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+/// The maximum over a warp of a value that is equal in all its threads: it comes back in a uniform
+/// register, so that branches on it are known to be uniform, as wgmma wants them.
+RINGATTN_DEVICE int uniform(int x) { return __reduce_max_sync(0xFFFFFFFFU, x); }
+
+}  // namespace ringattn::cuda::ptx
