@@ -205,6 +205,40 @@ TEST(Schedule, VisitsEveryTileWithAVisiblePairBothWays) {
   }
 }
 
+TEST(Schedule, ABandHoldsExactlyWhatARowSees) {
+  std::mt19937 random(7);
+  for (int n = 0; n < 3000; ++n) {
+    IntervalMask mask;
+    if (random() % 2 == 0) mask.left = random() % 40;
+    if (random() % 2 == 0) mask.right = static_cast<std::int64_t>(random() % 40) - 10;
+    const std::int64_t world = 1 + random() % 4;
+    const auto layout = static_cast<Layout>(random() % 3);
+    const Positions queries = positions(layout, random() % 200, world, random() % world);
+    const Positions keys = positions(layout, random() % 200, world, random() % world);
+    for (const Run& q : queries.runs) {
+      for (const Run& k : keys.runs) {
+        const Band rows = band(mask, q, k, keys.stride);
+        for (std::int64_t i = 0; i < q.count; ++i) {
+          for (std::int64_t j = 0; j < k.count; ++j) {
+            const bool seen = Range{i + rows.begin, i + rows.end}.contains(j);
+            ASSERT_EQ(seen, mask.visible(q.first + i * queries.stride, k.first + j * keys.stride))
+                << "left " << mask.left << " right " << mask.right << " row " << i << " key " << j;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Schedule, ABandOfFarPositionsDoesNotOverflow) {
+  const Band all = band(IntervalMask{}, {INT64_MAX - 5, 5}, {INT64_MIN + 5, 5}, 1);
+  EXPECT_LT(all.begin, -(std::int64_t{1} << 60));
+  EXPECT_GT(all.end, std::int64_t{1} << 60);
+  const Band near = band({3, 0, 0}, {INT64_MAX - 50, 5}, {INT64_MAX - 60, 5}, 1);
+  EXPECT_EQ(near.begin, 7);
+  EXPECT_EQ(near.end, 11);
+}
+
 TEST(Schedule, IsAConstantExpression) {
   constexpr IntervalMask causal{IntervalMask::kUnbounded, 0, 0};
   constexpr Tiling keys{positions(Layout::kContiguous, 100, 1, 0), 10, nullptr};

@@ -81,6 +81,7 @@ struct ForwardPieces {
   float* acc;  // [B, H, Sq, Dv], between steps
   float* max;  // [B, H, Sq]
   float* sum;
+  unsigned* ticket;
 };
 ForwardPieces carve_forward(const Plan& plan, Carver& carver) {
   const std::int64_t n = plan.world() == 1 ? 0 : state_rows(plan);
@@ -88,6 +89,7 @@ ForwardPieces carve_forward(const Plan& plan, Carver& carver) {
   w.acc = carver.take_array<float>(n * plan.problem().value_dim);
   w.max = carver.take_array<float>(n);
   w.sum = carver.take_array<float>(n);
+  w.ticket = carver.take_array<unsigned>(1);
   return w;
 }
 
@@ -193,6 +195,7 @@ PassCounts CudaBackend::forward(const ForwardStep& step) const {
     p.acc = w.acc;
     p.max = w.max;
     p.sum = w.sum;
+    p.ticket = w.ticket;
     const cudaStream_t stream = cuda::native(step.stream);
     if constexpr (sizeof(T) == 2) {
       if (cuda::sm90::takes(step.plan.problem()) && cuda::sm90::takes(p)) {

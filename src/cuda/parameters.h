@@ -46,6 +46,7 @@ struct ForwardParameters : Common<T> {
   float* acc = nullptr;
   float* max = nullptr;
   float* sum = nullptr;
+  unsigned* ticket = nullptr;  // scratch
 };
 
 template <class T>

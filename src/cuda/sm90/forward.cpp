@@ -89,6 +89,7 @@ ForwardParameters<T> complete(const cuda::ForwardParameters<T>& given, int dim) 
   p.late_first = s.mask.left == IntervalMask::kUnbounded && s.mask.chunk == 0 &&
                  s.mask.right != IntervalMask::kUnbounded;
   p.heads_per_turn = p.late_first ? heads_per_turn(p) : 1;
+  p.drawn = !(p.banded && s.mask.full());
   p.tiles = (p.query_blocks[0] + p.query_blocks[1]) * p.heads * p.batch;
   if (p.cap == 0.0F) {
     p.score_scale = p.scale * 1.4426950408889634F;
@@ -151,6 +152,9 @@ cudaError_t forward(const cuda::ForwardParameters<T>& given, cudaStream_t stream
   cudaError_t error = map_tensor(query_of(p), shape.groups * kGroupRows, query);
   if (error == cudaSuccess) error = map_tensor(key_of(p), shape.columns, key);
   if (error == cudaSuccess) error = map_tensor(value_of(p), shape.columns, value);
+  if (error == cudaSuccess && p.drawn) {
+    error = cudaMemsetAsync(p.ticket, 0, sizeof(unsigned), stream);
+  }
   if (error != cudaSuccess) return error;
   const auto run = [&]<int kDim>() {
     return p.cap == 0.0F ? launch<T, kDim, false>(p, query, key, value, stream)

@@ -18,7 +18,7 @@ struct ForwardLayout {
   static constexpr int kThreads = 128 * (kShape.groups + 1);
   static constexpr int kRows = kGroupRows * kShape.groups;
   static constexpr int kPanels = kDim / 64;
-  static constexpr int kRing = 8;
+  static constexpr int kRing = 4;
   static constexpr int kSlots = kDim == 256 ? 1 : 2;  // what shared memory has left
   static constexpr int kQueryBytes = kRows * kDim * 2;
   static constexpr int kTileBytes = kShape.columns * kDim * 2;
@@ -61,10 +61,10 @@ RINGATTN_DEVICE void fetch(std::uint32_t base, const typename ForwardLayout<kDim
   int held_head_batch = 0;
   const auto load_values = [&] {
     if (held_row < 0) return;
-    const std::uint32_t full = barrier(Layout::kValueFull + values.at);
-    ptx::wait(barrier(Layout::kValueEmpty + values.at), values.parity ^ 1);
+    const std::uint32_t full = barrier(Layout::kValueFull + values.at());
+    ptx::wait(barrier(Layout::kValueEmpty + values.at()), values.parity() ^ 1);
     ptx::arrive_expecting(full, Layout::kTileBytes);
-    const std::uint32_t to = base + Layout::kValues + values.at * Layout::kTileBytes;
+    const std::uint32_t to = base + Layout::kValues + values.at() * Layout::kTileBytes;
 #pragma unroll 1
     for (int i = 0; i < Layout::kPanels; ++i) {
       ptx::load_box(to + i * kColumns * 128, value, full, 64 * i, held_row,
@@ -75,8 +75,8 @@ RINGATTN_DEVICE void fetch(std::uint32_t base, const typename ForwardLayout<kDim
   };
 #pragma unroll 1
   for (;; ring.advance()) {
-    ptx::wait(steps.full(ring.at), ring.parity);
-    const StepEntry e = steps.entry(ring.at);
+    ptx::wait(steps.full(ring.at()), ring.parity());
+    const StepEntry e = steps.entry(ring.at());
     if ((e.info & kFirst) != 0 || (e.info & kEnd) != 0) load_values();
     if ((e.info & kEnd) != 0) return;
     if ((e.info & kHasKeys) == 0) continue;
@@ -92,18 +92,22 @@ RINGATTN_DEVICE void fetch(std::uint32_t base, const typename ForwardLayout<kDim
                       e.query_row, head, batch);
       }
     }
-    const std::uint32_t full = barrier(Layout::kKeyFull + keys.at);
-    ptx::wait(barrier(Layout::kKeyEmpty + keys.at), keys.parity ^ 1);
-    ptx::arrive_expecting(full, Layout::kTileBytes);
-    const std::uint32_t to = base + Layout::kKeys + keys.at * Layout::kTileBytes;
 #pragma unroll 1
-    for (int i = 0; i < Layout::kPanels; ++i) {
-      ptx::load_box(to + i * kColumns * 128, key, full, 64 * i, e.key_row, head / group, batch);
+    for (int step = 0; step < e.info >> kStepsShift; ++step) {
+      const int row = e.key_row - step * kColumns;
+      const std::uint32_t full = barrier(Layout::kKeyFull + keys.at());
+      ptx::wait(barrier(Layout::kKeyEmpty + keys.at()), keys.parity() ^ 1);
+      ptx::arrive_expecting(full, Layout::kTileBytes);
+      const std::uint32_t to = base + Layout::kKeys + keys.at() * Layout::kTileBytes;
+#pragma unroll 1
+      for (int i = 0; i < Layout::kPanels; ++i) {
+        ptx::load_box(to + i * kColumns * 128, key, full, 64 * i, row, head / group, batch);
+      }
+      keys.advance();
+      load_values();
+      held_row = row;
+      held_head_batch = e.head_batch;
     }
-    keys.advance();
-    load_values();
-    held_row = e.key_row;
-    held_head_batch = e.head_batch;
   }
 }
 
@@ -351,55 +355,64 @@ RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
       ptx::named_arrive(1 + (group + 1 == kShape.groups ? 0 : group + 1), 256);
     }
   };
-  const auto wait_key = [&] { ptx::wait(barrier(Layout::kKeyFull + key.at), key.parity); };
-  const auto wait_value = [&] { ptx::wait(barrier(Layout::kValueFull + value.at), value.parity); };
+  const auto wait_key = [&] { ptx::wait(barrier(Layout::kKeyFull + key.at()), key.parity()); };
+  const auto wait_value = [&] { ptx::wait(barrier(Layout::kValueFull + value.at()), value.parity()); };
   const auto release_key = [&] {
-    if (speaker) ptx::arrive(barrier(Layout::kKeyEmpty + key.at));
+    if (speaker) ptx::arrive(barrier(Layout::kKeyEmpty + key.at()));
     key.advance();
   };
   const auto release_value = [&] {
-    if (speaker) ptx::arrive(barrier(Layout::kValueEmpty + value.at));
+    if (speaker) ptx::arrive(barrier(Layout::kValueEmpty + value.at()));
     value.advance();
   };
   const auto issue_scores = [&]() __attribute__((always_inline)) {
     ptx::wgmma_fence();
-    score<T, kDim, kColumns, Layout::kRows>(s, query, keys + ((key.at * Layout::kTileBytes) >> 4));
+    score<T, kDim, kColumns, Layout::kRows>(s, query, keys + ((key.at() * Layout::kTileBytes) >> 4));
     ptx::wgmma_commit();
   };
   const auto issue_gather = [&](const std::uint32_t(&w)[kColumns / 4])
                                 __attribute__((always_inline)) {
     ptx::wgmma_fence();
-    gather<T, kDim, kColumns>(acc, w, values + ((value.at * Layout::kTileBytes) >> 4));
+    gather<T, kDim, kColumns>(acc, w, values + ((value.at() * Layout::kTileBytes) >> 4));
     ptx::wgmma_commit();
   };
-  // The next entry of the ring, once it is known to be there.
+  // What the current entry says, and what is left of it: twice its steps, plus 1 if another entry
+  // of these rows follows.
   int info = 0;
-  const auto leave_entry = [&] {
-    if (lane == 0) ptx::arrive(steps.empty(ring.at));
+  int todo = 0;
+  const auto take_up = [&] {
+    todo = info >> kStepsShift << 1 | (info & kMore);
+    if (lane == 0) ptx::arrive(steps.empty(ring.at()));
     ring.advance();
   };
-  const auto read_info = [&] {
-    info = ptx::uniform(steps.info(ring.at));
-    leave_entry();
+  // The next entry of these rows: that it is there is known from its keys.
+  const auto next_entry = [&] {
+    info = ptx::uniform(steps.info(ring.at()));
+    take_up();
   };
   // The entry that begins the next block of rows. Not at the head of the loop over them: the wait
   // there costs the compiler its view of which registers wgmma may have (C7512).
   const auto open = [&] {
-    ptx::wait(steps.full(ring.at), ring.parity);
-    StepEntry e = steps.entry(ring.at);
+    ptx::wait(steps.full(ring.at()), ring.parity());
+    StepEntry e = steps.entry(ring.at());
     e.info = ptx::uniform(e.info);
     e.query_row = ptx::uniform(e.query_row);
     e.head_batch = ptx::uniform(e.head_batch);
-    leave_entry();
+    info = e.info;
+    take_up();
     return e;
+  };
+  const auto leave_bits = [&] {
+    if (lane == 0) ptx::arrive(steps.bits_empty(slots.at()));
+    slots.advance();
   };
   // Products to scores: cap and mask.
   const auto finish_scores = [&]() __attribute__((always_inline)) {
     if constexpr (kCap) soft_cap<T>(s, p.score_scale, p.log2_cap);
     if ((info & kMaskedAny) != 0) {
       if ((info & kMasked << group) != 0) {
-        ptx::wait(steps.bits_full(slots.at), slots.parity);
-        const std::uint32_t from = steps.bits + steps.bits_bytes * slots.at + 16 * warp_row;
+        ptx::wait(steps.bits_full(slots.at()), slots.parity());
+        const std::uint32_t from = steps.bits + steps.bits_bytes * slots.at() + 16 * warp_row;
         uint4 low;
         uint4 high;
         asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -413,9 +426,34 @@ RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
         hide(s, low, high);
       }
       __syncwarp();
-      if (lane == 0) ptx::arrive(steps.bits_empty(slots.at));
-      slots.advance();
+      leave_bits();
     }
+  };
+  const auto release_query = [&] {
+    if (lane == 0) ptx::arrive(barrier(Layout::kQueryEmpty));
+  };
+  // Steps in which this group sees nothing, before the first in which it does. False: there is none.
+  const auto skip = [&] {
+    bool taken_turn = true;  // the first step of a block of rows has none
+    while ((info & kSkip << group) != 0) {
+      if (!taken_turn) {
+        turn();
+        pass_turn();
+      }
+      taken_turn = false;
+      wait_key();
+      if (todo == 1) {
+        next_entry();
+        if ((info & kSkip << group) == 0) break;
+      }
+      todo -= 2;
+      if ((info & kMaskedAny) != 0) leave_bits();
+      release_key();
+      wait_value();
+      release_value();
+      if (todo == 0) return false;
+    }
+    return true;
   };
   // One step after the first of a block of rows: the scores of this one, the products of the one
   // before, whose weights are in `before`.
@@ -423,7 +461,8 @@ RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
                         __attribute__((always_inline)) {
     if constexpr (kTwoWeights) {
       wait_key();
-      read_info();
+      if (todo == 1) next_entry();
+      todo -= 2;
       turn();
       issue_scores();
       wait_value();
@@ -437,7 +476,8 @@ RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
       turn();
       issue_gather(before);
       wait_key();
-      read_info();
+      if (todo == 1) next_entry();
+      todo -= 2;
       issue_scores();
       pass_turn();
       ptx::wgmma_wait<1>();
@@ -448,7 +488,7 @@ RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
       ptx::pin(before);
       release_key();
     }
-    if ((info & kMore) == 0 && lane == 0) ptx::arrive(barrier(Layout::kQueryEmpty));
+    if (todo == 0) release_query();
     finish_scores();
     const bool raised = softmax.next(s, now, scale);
     if constexpr (kTwoWeights) {
@@ -464,56 +504,66 @@ RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
     ptx::pin(acc);
   };
 
+  // Made anew where it is used: registers are scarce in between.
+  const auto mine_of = [&](const StepEntry& e) {
+    return Mine<T, kDim>{p,
+                         e.head_batch >> 16,
+                         e.head_batch & 0xFFFF,
+                         e.query_row + warp_row,
+                         (e.info >> kRowsShift & 0xFF) - warp_row,
+                         2 * (lane % 4)};
+  };
+
   if (kShape.turns && group == kShape.groups - 1) ptx::named_arrive(1, 256);
   StepEntry now = open();
   while ((now.info & kEnd) == 0) {
-    const Mine<T, kDim> mine{p,
-                             now.head_batch >> 16,
-                             now.head_batch & 0xFFFF,
-                             now.query_row + warp_row,
-                             (now.info >> kRowsShift) - warp_row,
-                             2 * (lane % 4)};
-    info = now.info;
-    mine.load_statistics(softmax);
-    if ((info & kHasKeys) == 0) {
-      mine.load_acc(acc, 1.0F, 1.0F);
+    mine_of(now).load_statistics(softmax);
+    bool seen = (info & kHasKeys) != 0;
+    if (seen) {
+      seen = skip();
+      if (!seen) release_query();
+    }
+    if (!seen) {
+      mine_of(now).load_acc(acc, 1.0F, 1.0F);
     } else {
-    ptx::wait(barrier(Layout::kQueryFull), query_parity);
-    query_parity ^= 1;
-    wait_key();
-    issue_scores();
-    ptx::wgmma_wait<0>();
-    ptx::pin(s);
-    release_key();
-    if ((info & kMore) == 0 && lane == 0) ptx::arrive(barrier(Layout::kQueryEmpty));
-    finish_scores();
-    softmax.first(s, pa, scale);
-    mine.load_acc(acc, softmax.factor0, softmax.factor1);
-    if constexpr (kTwoWeights) {
-      bool in_b = false;
-      for (;;) {
-        if ((info & kMore) == 0) break;
-        step(pa, pb);
-        in_b = true;
-        if ((info & kMore) == 0) break;
-        step(pb, pa);
-        in_b = false;
-      }
-      wait_value();
-      if (in_b) {
-        last_gather(pb);
+      ptx::wait(barrier(Layout::kQueryFull), query_parity);
+      wait_key();
+      todo -= 2;
+      issue_scores();
+      ptx::wgmma_wait<0>();
+      ptx::pin(s);
+      release_key();
+      if (todo == 0) release_query();
+      finish_scores();
+      softmax.first(s, pa, scale);
+      mine_of(now).load_acc(acc, softmax.factor0, softmax.factor1);
+      if constexpr (kTwoWeights) {
+        bool in_b = false;
+        for (;;) {
+          if (todo == 0) break;
+          step(pa, pb);
+          in_b = true;
+          if (todo == 0) break;
+          step(pb, pa);
+          in_b = false;
+        }
+        wait_value();
+        if (in_b) {
+          last_gather(pb);
+        } else {
+          last_gather(pa);
+        }
       } else {
+        while (todo != 0) step(pa, pa);
+        wait_value();
         last_gather(pa);
       }
-    } else {
-      while ((info & kMore) != 0) step(pa, pa);
-      wait_value();
-      last_gather(pa);
+      release_value();
     }
-    release_value();
-    }
+    if ((now.info & kHasKeys) != 0) query_parity ^= 1;
+    const StepEntry done = now;
     now = open();
-    mine.store(acc, softmax);
+    mine_of(done).store(acc, softmax);
   }
 }
 

@@ -39,9 +39,10 @@ struct ForwardParameters : cuda::ForwardParameters<T> {
   int key_counts[2];
   int query_blocks[2];  // blocks of query rows per run
   int tiles = 0;        // blocks of query rows x heads x batch
-  int heads_per_turn = 1;      // whose keys stay in L2 together
-  bool late_first = false;     // rows that see more come first
-  float score_scale = 1.0F;    // to log2 units; with a cap: to the argument of tanh
+  int heads_per_turn = 1;    // whose keys stay in L2 together
+  bool late_first = false;   // rows that see more come first
+  bool drawn = false;        // blocks of rows are drawn by ticket: some take longer than others
+  float score_scale = 1.0F;  // to log2 units; with a cap: to the argument of tanh
   float log2_cap = 0.0F;
 };
 

@@ -10,22 +10,28 @@
 
 namespace ringattn::cuda::sm90 {
 
-/// One step as it lies in the ring: a block of query rows against a tile of keys.
+/// Steps as they lie in the ring: a block of query rows against neighbouring tiles of keys that are
+/// alike, late ones first.
 struct StepEntry {
-  int key_row;     // of the shard
+  int key_row;     // of the shard, of the first step
   int info;        // below
   int query_row;   // of the shard
   int head_batch;  // head | batch << 16
 };
 enum StepInfo : int {
-  kMore = 1,       // another step of these query rows follows
-  kFirst = 2,      // the first one
-  kHasKeys = 4,    // nothing to compute otherwise: these rows see nothing here
-  kEnd = 8,        // there are no more rows
-  kMasked = 16,    // << g: some pairs of warpgroup g are invisible
+  kMore = 1,     // another entry of these query rows follows
+  kFirst = 2,    // the first one
+  kHasKeys = 4,  // nothing to compute otherwise: these rows see nothing here
+  kEnd = 8,      // there are no more rows
+  kMasked = 16,  // << g: some pairs of warpgroup g are invisible
   kMaskedAny = 7 * kMasked,
-  kRowsShift = 16,  // query rows of the block
+  kSkip = 128,      // << g: warpgroup g has not seen anything yet, and does not here
+  kRowsShift = 16,  // query rows of the block, 8 bits
+  kStepsShift = 24,
+  kStep = 1 << kStepsShift,
 };
+/// Steps of an entry at most: so many may still be to do when the next rows are chosen.
+constexpr int kMostSteps = 4;
 
 /// The rows and columns whose bits are wanted.
 struct BitsRequest {
@@ -57,14 +63,6 @@ struct QueryBlock {
     rows = min(block_rows, p.query_counts[run] - index);
   }
 };
-
-/// The t-th block of query rows for this block of threads: there and back again over all of them,
-/// so that who got more in one turn gets less in the next.
-RINGATTN_DEVICE int nth_tile(int n) {
-  const int last = static_cast<int>(gridDim.x) - 1;
-  return n * static_cast<int>(gridDim.x) +
-         ((n & 1) != 0 ? last - static_cast<int>(blockIdx.x) : static_cast<int>(blockIdx.x));
-}
 
 /// Addresses of the ring and of what belongs to it. kSlots: masks that may be under way at once.
 template <int kRing, int kSlots>
@@ -102,31 +100,25 @@ struct StepShared {
 /// A place in a ring of kCount, and the parity of its round.
 template <int kCount>
 struct Place {
-  int at = 0, parity = 0;
-  RINGATTN_DEVICE void advance() {
-    if (++at == kCount) {
-      at = 0;
-      parity ^= 1;
-    }
-  }
+  static_assert((kCount & (kCount - 1)) == 0);
+  unsigned passed = 0;
+
+  RINGATTN_DEVICE int at() const { return static_cast<int>(passed % kCount); }
+  RINGATTN_DEVICE unsigned parity() const { return passed / kCount & 1U; }
+  RINGATTN_DEVICE void advance() { ++passed; }
 };
 
-/// The kinds of one key tile for the warpgroups of a block: bit g visited, bit 16 + g masked. A
-/// group without rows goes along with the others.
+/// The kinds of one key tile for the warpgroups of a block: bit g visited, bit 16 + g masked.
 template <class T, int kGroups, int kColumns>
 RINGATTN_DEVICE unsigned kinds(const ForwardParameters<T>& p, const QueryBlock& q, int key_run,
                                int tile_in_run) {
   unsigned result = 0;
-  unsigned idle = 0;
   const int begin = tile_in_run * kColumns;
   const int end = min(begin + kColumns, p.key_counts[key_run]);
 #pragma unroll
   for (int g = 0; g < kGroups; ++g) {
     const int rows = min(q.rows - g * kGroupRows, kGroupRows);
-    if (rows <= 0) {
-      idle |= 1U << g;
-      continue;
-    }
+    if (rows <= 0) continue;
     TileKind kind = TileKind::kMasked;
     if (p.banded) {
       // Both ends of a row's keys move with the row.
@@ -151,7 +143,7 @@ RINGATTN_DEVICE unsigned kinds(const ForwardParameters<T>& p, const QueryBlock& 
     const bool masked = kind == TileKind::kMasked || end - begin < kColumns;
     result |= 1U << g | (masked ? 1U << (16 + g) : 0);
   }
-  return result == 0 ? 0 : result | idle;
+  return result;
 }
 
 /// Tiles of a key run that a block may visit.
@@ -194,18 +186,18 @@ RINGATTN_DEVICE void produce_steps(const ForwardParameters<T>& p, const Shared& 
   bool holding = false;
   const auto publish = [&](const StepEntry& e) {
     if (lane == 0) {
-      ptx::wait(shared.empty(ring.at), ring.parity ^ 1);
-      asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(shared.entries + 16 * ring.at),
+      ptx::wait(shared.empty(ring.at()), ring.parity() ^ 1);
+      asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(shared.entries + 16 * ring.at()),
                    "r"(e.key_row), "r"(e.info), "r"(e.query_row), "r"(e.head_batch)
                    : "memory");
-      ptx::arrive(shared.full(ring.at));
+      ptx::arrive(shared.full(ring.at()));
     }
     ring.advance();
   };
   const auto request = [&](const BitsRequest& r) {
     if (lane == 0) {
-      ptx::wait(shared.bits_empty(slots.at), slots.parity ^ 1);
-      const std::uint32_t to = shared.requests + sizeof(BitsRequest) * slots.at;
+      ptx::wait(shared.bits_empty(slots.at()), slots.parity() ^ 1);
+      const std::uint32_t to = shared.requests + sizeof(BitsRequest) * slots.at();
       asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(r.query_row),
                    "r"(r.query_index), "r"(r.rows), "r"(r.key_tile)
                    : "memory");
@@ -213,16 +205,25 @@ RINGATTN_DEVICE void produce_steps(const ForwardParameters<T>& p, const Shared& 
                    "r"(r.key_index), "r"(r.columns), "r"(r.runs)
                    : "memory");
       asm volatile("st.shared.u32 [%0], %1;" ::"r"(to + 32), "r"(r.head_batch) : "memory");
-      ptx::arrive(shared.wanted(slots.at));
+      ptx::arrive(shared.wanted(slots.at()));
     }
     slots.advance();
   };
+  // Rows that all take as long are dealt out in turns. Others are drawn, as late as hides the
+  // drawing: when the entry before the last has been taken up.
+  const auto next_tile = [&](int t) {
+    if (!p.drawn) return t + static_cast<int>(gridDim.x);
+    int drawn = 0;
+    if (lane == 0) {
+      const typename Shared::Ring before{ring.passed - 2};
+      ptx::wait(shared.empty(before.at()), before.parity());
+      drawn = static_cast<int>(gridDim.x + atomicAdd(p.ticket, 1U));
+    }
+    return __shfl_sync(0xFFFFFFFFU, drawn, 0);
+  };
 
 #pragma unroll 1
-  for (int n = 0;; ++n) {
-    const int t = nth_tile(n);
-    if (n * static_cast<int>(gridDim.x) >= p.tiles) break;
-    if (t >= p.tiles) continue;
+  for (int t = blockIdx.x; t < p.tiles; t = next_tile(t)) {
     const QueryBlock q(p, kRows, t);
     const int head_batch = q.head | q.batch << 16;
     if (!p.first && lane == 0) {
@@ -233,6 +234,7 @@ RINGATTN_DEVICE void produce_steps(const ForwardParameters<T>& p, const Shared& 
       ptx::prefetch_l2(p.acc + row * p.value_dim, q.rows * p.value_dim * 4);
     }
     int info = kFirst | q.rows << kRowsShift;
+    unsigned started = 0;
 #pragma unroll 1
     for (int run = 1; run >= 0; --run) {
       int begin = 0;
@@ -250,24 +252,30 @@ RINGATTN_DEVICE void produce_steps(const ForwardParameters<T>& p, const Shared& 
           const int from = 31 - __clz(static_cast<int>(todo));
           todo ^= 1U << from;
           const unsigned kind = __shfl_sync(0xFFFFFFFFU, found, from);
+          const int index = (base + from) * kShape.columns;
+          const int key_row = index + run * p.key_counts[0];
+          // A group that sees nothing here but has seen something gets bits, all 0.
+          constexpr unsigned kAll = (1U << kShape.groups) - 1;
+          started |= kind & kAll;
+          const int masked = static_cast<int>((kind >> 16 | (started & ~kind)) & kAll) * kMasked;
+          const int now = kHasKeys | masked | static_cast<int>(~started & kAll) * kSkip;
+          const int steps = held.info >> kStepsShift;
+          if (holding && masked == 0 && (held.info & (kMaskedAny | kHasKeys | 7 * kSkip)) == now &&
+              held.key_row - steps * kShape.columns == key_row && steps < kMostSteps) {
+            held.info += kStep;
+            continue;
+          }
           if (holding) {
             held.info |= kMore;
             publish(held);
           }
-          const int index = (base + from) * kShape.columns;
-          held.key_row = index + run * p.key_counts[0];
-          held.query_row = q.row;
-          held.head_batch = head_batch;
-          // A group that sees nothing of a tile that others see gets bits, all 0.
-          const unsigned masked =
-              ((kind >> 16 | ~kind) & ((1U << kShape.groups) - 1)) * kMasked;
-          held.info = info | kHasKeys | static_cast<int>(masked);
+          held = {key_row, info | now | kStep, q.row, head_batch};
           holding = true;
           info &= ~kFirst;
           if (masked != 0) {
             const std::int64_t before =
                 run == 0 ? 0 : ceil_div(p.schedule.keys.positions.runs[0].count, kShape.columns);
-            request({q.row, q.index, q.rows, static_cast<int>(before) + base + from, held.key_row,
+            request({q.row, q.index, q.rows, static_cast<int>(before) + base + from, key_row,
                      index, min(kShape.columns, p.key_counts[run] - index), q.run | run << 1,
                      head_batch,
                      {}});
@@ -275,12 +283,8 @@ RINGATTN_DEVICE void produce_steps(const ForwardParameters<T>& p, const Shared& 
         }
       }
     }
-    if (holding) {
-      publish(held);
-      holding = false;
-    } else {
-      publish({0, info, q.row, head_batch});
-    }
+    publish(holding ? held : StepEntry{0, info, q.row, head_batch});
+    holding = false;
   }
   publish({0, kEnd, 0, 0});
   request({});
@@ -295,8 +299,8 @@ RINGATTN_DEVICE void find_bits(const ForwardParameters<T>& p, const Shared& shar
   typename Shared::Slots slots;
 #pragma unroll 1
   for (;; slots.advance()) {
-    ptx::wait(shared.wanted(slots.at), slots.parity);
-    const std::uint32_t from = shared.requests + sizeof(BitsRequest) * slots.at;
+    ptx::wait(shared.wanted(slots.at()), slots.parity());
+    const std::uint32_t from = shared.requests + sizeof(BitsRequest) * slots.at();
     BitsRequest r;
     asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r.query_row), "=r"(r.query_index), "=r"(r.rows), "=r"(r.key_tile)
@@ -308,7 +312,7 @@ RINGATTN_DEVICE void find_bits(const ForwardParameters<T>& p, const Shared& shar
                  : "memory");
     asm volatile("ld.shared.u32 %0, [%1];" : "=r"(r.head_batch) : "r"(from + 32) : "memory");
     if (r.rows == 0) return;
-    const std::uint32_t to = shared.bits + shared.bits_bytes * slots.at;
+    const std::uint32_t to = shared.bits + shared.bits_bytes * slots.at();
 #pragma unroll 1
     for (int n = thread; n < kRows * 4; n += kThreads) {
       const int row = n / 4;
@@ -329,7 +333,7 @@ RINGATTN_DEVICE void find_bits(const ForwardParameters<T>& p, const Shared& shar
       asm volatile("st.shared.u32 [%0], %1;" ::"r"(to + 4 * n), "r"(word) : "memory");
     }
     __syncwarp();
-    if (thread % 32 == 0) ptx::arrive(shared.bits_full(slots.at));
+    if (thread % 32 == 0) ptx::arrive(shared.bits_full(slots.at()));
   }
 }
 

@@ -1,0 +1,83 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles the kernels for Hopper and reads what became of them, without a GPU: fails if the compiler
+serialises wgmma (C7510 to C7520), ignores register requests, or keeps values of the computing
+warpgroups in local memory; prints instruction counts.
+
+    kernels.py NVCC SOURCE_DIR BUILD_DIR FILE.cu...
+"""
+import pathlib
+import re
+import struct
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+# The low 12 bits of an instruction of sm_90.
+OPCODES = {0x9F0: "HGMMA", 0xDF0: "HGMMA", 0x308: "MUFU", 0x983: "LDL", 0x387: "STL"}
+
+# Loads and stores of local memory between the first and the last wgmma, by head_dim: those of the
+# beginning and of the rare raise of the reference, none in a step that goes as expected but for 256.
+SPILLS = {64: 8, 128: 8, 256: 24}
+# Registers that a launch may take: all of them over the threads of the block.
+REGISTERS = {64: 128, 128: 168, 256: 168}
+
+
+def text_of(cubin):
+    """The instructions of the only kernel in an ELF file, as opcodes."""
+    data = cubin.read_bytes()
+    offset, = struct.unpack_from("<Q", data, 0x28)
+    size, count, names = struct.unpack_from("<HHH", data, 0x3A)
+    sections = [struct.unpack_from("<IIQQQQ", data, offset + i * size) for i in range(count)]
+    strings = sections[names][4]
+    code = b""
+    for name, _, _, _, begin, length in sections:
+        end = data.index(b"\0", strings + name)
+        if data[strings + name:end].startswith(b".text."):
+            code += data[begin:begin + length]
+    return [struct.unpack_from("<Q", code, i)[0] & 0xFFF for i in range(0, len(code), 16)]
+
+
+def check(nvcc, source, build, path):
+    cubin = build / (path.stem + ".cubin")
+    command = [nvcc, "-std=c++20", "--expt-relaxed-constexpr", "-O3", "-Xptxas", "-v", "-cubin",
+               "-gencode=arch=compute_90a,code=sm_90a", f"-I{source}/src", f"-I{source}/include", str(path), "-o",
+               str(cubin)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    log = run.stdout + run.stderr
+    faults = []
+    if run.returncode != 0:
+        return f"{path.stem}: {log}", ["does not compile"]
+    faults += [f"the compiler says {code}" for code in sorted(set(re.findall(r"C75\d\d", log)))]
+    dim = int(re.search(r"_(\d+)_", path.stem).group(1))
+    registers = int(re.search(r"Used (\d+) registers", log).group(1))
+    if registers > REGISTERS[dim]:
+        faults.append(f"{registers} registers, at most {REGISTERS[dim]} expected")
+    ops = [OPCODES.get(x, "") for x in text_of(cubin)]
+    products = [i for i, op in enumerate(ops) if op == "HGMMA"]
+    if not products:
+        return f"{path.stem}: no wgmma", ["no wgmma"]
+    inner = ops[products[0]:products[-1]]
+    spills = inner.count("LDL") + inner.count("STL")
+    if spills > SPILLS[dim]:
+        faults.append(f"{spills} accesses of local memory between wgmmas, at most {SPILLS[dim]} expected")
+    counts = {op: ops.count(op) for op in ("HGMMA", "MUFU")}
+    line = f"{path.stem:45s} {len(ops):6d} instructions, {registers} registers at launch, "
+    line += ", ".join(f"{n} {op}" for op, n in counts.items()) + f", {spills} spills between wgmmas"
+    return line, faults
+
+
+def main():
+    nvcc, source, build = sys.argv[1], pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3])
+    build.mkdir(parents=True, exist_ok=True)
+    paths = [pathlib.Path(p) for p in sys.argv[4:]]
+    failed = not paths
+    with ThreadPoolExecutor(2) as pool:
+        for line, faults in pool.map(lambda p: check(nvcc, source, build, p), paths):
+            print(line, *(f"\n  FAULT: {f}" for f in faults), flush=True)
+            failed = failed or bool(faults)
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
