@@ -112,6 +112,7 @@ int32_t ringattn_plan(const ringattn_config* config, int64_t batch, const ringat
               m.value,
               m.ids,
               m.positions,
+              m.gate,
               m.words};
   });
 }

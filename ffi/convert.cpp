@@ -134,7 +134,8 @@ MessageLayout message_layout(const ringattn_config& c, std::int64_t key_rows) {
   m.ids = round_up(m.value + key_rows * c.kv_heads * c.value_dim, unit);
   m.positions = m.ids + ((c.flags & RINGATTN_SEGMENT_IDS) != 0 ? key_rows * unit : 0);
   const std::int64_t wide = (c.flags & RINGATTN_POSITIONS64) != 0 ? 2 : 1;
-  m.words = m.positions + ((c.flags & RINGATTN_POSITIONS) != 0 ? key_rows * unit * wide : 0);
+  m.gate = m.positions + ((c.flags & RINGATTN_POSITIONS) != 0 ? key_rows * unit * wide : 0);
+  m.words = m.gate + unit;
   return m;
 }
 

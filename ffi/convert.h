@@ -30,10 +30,11 @@ void write_bitmap(const BlockBitmap& bitmap, std::uint32_t* words);
 BitmapView read_bitmap(const std::uint32_t* words, std::int64_t count);
 
 /// Where the parts of one batch row of a travelling message begin, in words. K, V, segment ids
-/// and positions of one batch row lie together, so that messages of several can be one array.
+/// and positions of one batch row lie together, so that messages of several can be one array. The
+/// gate only makes a message depend on something.
 struct MessageLayout {
   std::int64_t word_bytes = 4;
-  std::int64_t value = 0, ids = 0, positions = 0, words = 0;
+  std::int64_t value = 0, ids = 0, positions = 0, gate = 0, words = 0;
 };
 MessageLayout message_layout(const ringattn_config& config, std::int64_t key_rows);
 

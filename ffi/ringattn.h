@@ -19,7 +19,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a struct, a function or the operands of a handler change. */
-#define RINGATTN_ABI 1
+#define RINGATTN_ABI 2
 
 enum {
   RINGATTN_OK = 0,
@@ -115,7 +115,9 @@ typedef struct ringattn_sizes {
   int64_t query_rows, key_rows;                  /* of rank 0; every rank's if they divide */
   int64_t forward_state, backward_state;         /* floats per batch row, between hops */
   int64_t word_bytes;                            /* of a message: 2 or 4 */
-  int64_t value_at, ids_at, positions_at, words; /* in words, per batch row */
+  /* In words, per batch row. A message ends with 4 bytes that say nothing: what they hold must be
+   * there before the message can be sent. */
+  int64_t value_at, ids_at, positions_at, gate_at, words;
 } ringattn_sizes;
 
 /* Checks everything that is known before data. `mask` (may be null: the config's interval). */

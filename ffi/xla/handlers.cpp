@@ -112,7 +112,9 @@ xffi::Error backward_hop(xffi::ThreadPool pool, Words words, std::int64_t sinks_
     const auto sink_dims = static_cast<std::size_t>(sinks_rank);
     const Operand sinks = io.take_if(begin && sinks_rank > 0, "softmax_aux", sink_dims);
     const Operand state_in = io.take_if(!begin, "state", 2);
-    const Operand sums = io.result("sums", 2);
+    // Sums of this rank's own block stay here, as dK and dV; those of others travel in one piece.
+    const Operand dkey_sum = io.result(begin ? "dkey" : "sums", begin ? 4 : 2);
+    const Operand dvalue_sum = begin ? io.result("dvalue", 4) : Operand();
     Operand dquery, state_out, gate, dsinks;
     if (last != 0) {
       dquery = io.result("dquery", 4);
@@ -125,11 +127,11 @@ xffi::Error backward_hop(xffi::ThreadPool pool, Words words, std::int64_t sinks_
     open_gate(gate);
     XlaThreads threads(pool);
     io.for_each_index([&](const std::vector<std::int64_t>& at) {
-      auto* dkey = static_cast<std::byte*>(sums.data(at));
+      auto* dkey = static_cast<std::byte*>(dkey_sum.data(at));
       const Hop one(Pass::kBackward, config, hop, in, at, threads,
                     state_of(state_in, state_out, at));
       if (!one.live() && !begin && last == 0) {
-        std::memset(dkey, 0, static_cast<std::size_t>(sums.elements()) * sizeof(float));
+        std::memset(dkey, 0, static_cast<std::size_t>(dkey_sum.elements()) * sizeof(float));
         return;
       }
       std::vector<double> logits(static_cast<std::size_t>(config.query_heads));
@@ -139,7 +141,9 @@ xffi::Error backward_hop(xffi::ThreadPool pool, Words words, std::int64_t sinks_
       one.plan().backend().backward({one.context(sinks.present() ? logits.data() : nullptr, hop),
                                      out.view(at), lse.view(at), dout.view(at), dlse.view(at),
                                      dquery.view(at), sinks.present() ? dlogits.data() : nullptr,
-                                     dkey, dkey + one.key_sums_bytes()});
+                                     dkey,
+                                     begin ? static_cast<std::byte*>(dvalue_sum.data(at))
+                                           : dkey + one.key_sums_bytes()});
       if (sinks.present()) {
         host_memory().spread_sink_gradients(sinks.view(at), dlogits.data(), config.query_heads,
                                             dsinks.view(at), {});

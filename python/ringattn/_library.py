@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-ABI = 1
+ABI = 2
 LAYOUTS = ("contiguous", "zigzag", "striped")
 UNBOUNDED = 2**63 - 1
 NONE = float("nan")  # a float that is not given; one object, so that equal configs are equal
@@ -68,7 +68,7 @@ class Sizes(ctypes.Structure):
         (name, ctypes.c_int64)
         for name in (
             "query_rows", "key_rows", "forward_state", "backward_state",
-            "word_bytes", "value_at", "ids_at", "positions_at", "words",
+            "word_bytes", "value_at", "ids_at", "positions_at", "gate_at", "words",
         )
     ]  # fmt: skip
 

@@ -30,9 +30,10 @@ class Setup:
     steps: tuple[tuple[Step, ...], ...]  # of every rank
     forward_state: int  # floats per batch row
     backward_state: int
-    word_bytes: int
+    word: Any  # the dtype of messages
     ids_at: int
     positions_at: int
+    gate_at: int
     words: int
     sinks_rank: int
     return_lse: bool
@@ -50,13 +51,15 @@ class Extras(NamedTuple):
 
 
 def _words(setup: Setup, x: jax.Array, batch: int) -> jax.Array:
-    """The bits of x as unsigned words, [B, words]: 16-bit floats would be sent as float32."""
-    word = jnp.uint16 if setup.word_bytes == 2 else jnp.uint32
-    return lax.bitcast_convert_type(x, word).reshape(batch, -1)
+    """The bits of x as words of a message, [B, words]: float32, or uint16, as XLA sends 16-bit
+    floats as float32."""
+    return lax.bitcast_convert_type(x, setup.word).reshape(batch, -1)
 
 
-def _pack(setup: Setup, key: jax.Array, value: jax.Array, extras: Extras) -> jax.Array:
-    """One message: K, V, segment ids and positions of each batch row."""
+def _pack(
+    setup: Setup, key: jax.Array, value: jax.Array, extras: Extras, gate: jax.Array
+) -> jax.Array:
+    """One message: K, V, segment ids and positions of each batch row, and a gate."""
     batch = key.shape[0]
     parts = [_words(setup, key, batch), _words(setup, value, batch)]
 
@@ -65,26 +68,38 @@ def _pack(setup: Setup, key: jax.Array, value: jax.Array, extras: Extras) -> jax
         if missing:
             parts.append(jnp.zeros_like(parts[0], shape=(batch, missing)))
 
-    if extras.kv_segment_ids is not None:
-        pad_to(setup.ids_at)
-        parts.append(_words(setup, extras.kv_segment_ids, batch))
-    if extras.kv_positions is not None:
-        pad_to(setup.positions_at)
-        row = _words(setup, extras.kv_positions, 1)
+    def append(at: int, row: jax.Array) -> None:
+        pad_to(at)
         parts.append(jnp.broadcast_to(row, (batch, row.shape[1])))
-    pad_to(setup.words)
+
+    if extras.kv_segment_ids is not None:
+        append(setup.ids_at, _words(setup, extras.kv_segment_ids, batch))
+    if extras.kv_positions is not None:
+        append(setup.positions_at, _words(setup, extras.kv_positions, 1))
+    append(setup.gate_at, _words(setup, gate, 1))
     return jnp.concatenate(all_varying(parts), axis=1)
 
 
-def _tie(message: jax.Array, gate: jax.Array | None) -> jax.Array:
-    """The message, which now cannot be sent on before the call that gave `gate`, a zero, is done.
+def _tie(setup: Setup, message: jax.Array, gate: jax.Array) -> jax.Array:
+    """The message, which now cannot be sent on before `gate` is there.
 
     Untied, XLA would start every transfer at once and keep every shard.
     """
-    if gate is None:
-        return message
-    first = message[:1, :1] + gate.astype(message.dtype)
-    return lax.dynamic_update_slice(message, first, (0, 0))
+    word = _words(setup, gate, 1)
+    return lax.dynamic_update_slice(message, all_varying([word, message])[0], (0, setup.gate_at))
+
+
+@jax.custom_batching.custom_vmap
+def _gate_after(x: jax.Array) -> jax.Array:
+    """A gate that is there when x is: a number of which nobody knows anything."""
+    return lax.bitcast_convert_type(
+        x[(slice(0, 1),) * x.ndim].reshape(()).astype(jnp.float32), jnp.int32
+    )
+
+
+@_gate_after.def_vmap
+def _gate_after_any(_size: int, _batched: list, x: jax.Array) -> tuple:
+    return _gate_after(x[0]), False  # one for the whole batch: the message may have none
 
 
 def _mine(table: list[bool], extras: Extras) -> jax.Array:
@@ -95,20 +110,23 @@ def _mine(table: list[bool], extras: Extras) -> jax.Array:
 class _TravellingBlocks:
     """Keys and values on their way round the ring, both ways from this rank's own block."""
 
-    def __init__(self, setup: Setup, key: jax.Array, value: jax.Array, extras: Extras) -> None:
+    def __init__(
+        self, setup: Setup, key: jax.Array, value: jax.Array, extras: Extras, gate: jax.Array
+    ) -> None:
         self._setup = setup
-        self._own = _pack(setup, key, value, extras) if len(setup.steps[0]) > 1 else None
+        self._own = _pack(setup, key, value, extras, gate) if len(setup.steps[0]) > 1 else None
         self.here: jax.Array | None = None  # None: this rank's own, where it lies
         self._coming: jax.Array | None = None
 
-    def depart(self, s: int, gate: jax.Array | None) -> None:
-        """Starts the transfer that brings the block of step s here."""
+    def depart(self, s: int, gate: jax.Array) -> None:
+        """Starts the transfer that brings the block of step s here, not before `gate`."""
         offset = self._setup.steps[0][s].offset
         direction = 1 if offset > 0 else -1
         if self.here is not None:
-            self.here = _tie(self.here, gate)
-        from_home = offset == direction  # a new direction starts again from home
-        source = _tie(self._own, gate) if from_home else self.here
+            self.here = _tie(self._setup, self.here, gate)
+        source = self.here
+        if offset == direction:  # from home, a second time if the ring also turns the other way
+            source = self._own if s == 1 else _tie(self._setup, self._own, gate)
         self._coming = _shift(
             self._setup, source, direction, [rank[s].sends for rank in self._setup.steps]
         )
@@ -129,16 +147,13 @@ class _TravellingSums:
 
     def __init__(self, setup: Setup, extras: Extras) -> None:
         self._setup, self._extras = setup, extras
-        self.own: jax.Array | None = None
+        self.own: list[jax.Array] = []  # dK and dV of this rank's block, float32
         self._onward: jax.Array | None = None  # brings the sums for the next step
 
     def pass_on(self, s: int, part: jax.Array) -> None:
         """Adds what came from the previous stop to the part of step s, and sends it on, or home."""
         steps = self._setup.steps
         offset = steps[0][s].offset
-        if offset == 0:
-            self.own = part
-            return
         direction = 1 if offset > 0 else -1
         if self._onward is not None:
             part = self._add(part, self._onward, [rank[s].receives for rank in steps])
@@ -149,7 +164,16 @@ class _TravellingSums:
         if any(stops):
             home = _shift(self._setup, part, -offset, stops)
             owners = {rank[s].owner for rank in steps if rank[s].stops}
-            self.own = self._add(self.own, home, [r in owners for r in range(len(steps))])
+            here = [r in owners for r in range(len(steps))]
+            self.own = [
+                self._add(own, part.reshape(own.shape), here)
+                for own, part in zip(self.own, self._split(home))
+            ]
+
+    def _split(self, sums: jax.Array) -> list[jax.Array]:
+        """dK and dV of a block, one behind the other."""
+        flat, (dkey, dvalue) = sums.reshape(-1), self.own
+        return [flat[: dkey.size], flat[dkey.size : dkey.size + dvalue.size]]
 
     def _add(self, total: jax.Array, part: jax.Array, where: list[bool]) -> jax.Array:
         if all(where):
@@ -157,20 +181,29 @@ class _TravellingSums:
         return jnp.where(_mine(where, self._extras), total + part, total)
 
 
-def _call(setup: Setup, kind: str, s: int, operands: list, results: list, **more: Any) -> tuple:
+_GATE = ((), jnp.int32)
+
+
+def _call(setup: Setup, kind: str, s: int, operands: list, results: dict) -> dict:
+    """One hop. The state, always the last operand, is updated where it lies."""
     operands = [x for x in operands if x is not None]
-    return hop(
+    names = list(results)
+    first, last = s == 0, s + 1 == len(setup.steps[0])
+    in_place = "state" in results and not first
+    values = hop(
         kind,
         operands,
-        results,
+        list(results.values()),
+        aliases={len(operands) - 1: names.index("state")} if in_place else {},
+        gate=names.index("gate") if "gate" in results else None,
         config=setup.config.words(),
         sinks_rank=integer(setup.sinks_rank),
         offset=integer(setup.steps[0][s].offset),
-        first=integer(s == 0),
-        last=integer(s + 1 == len(setup.steps[0])),
-        packed=integer(s > 0),
-        **more,
+        first=integer(first),
+        last=integer(last),
+        packed=integer(not first),
     )
+    return dict(zip(names, values))
 
 
 def _block(blocks: _TravellingBlocks, key: jax.Array, value: jax.Array, extras: Extras) -> list:
@@ -185,8 +218,9 @@ def _block(blocks: _TravellingBlocks, key: jax.Array, value: jax.Array, extras: 
 
 def _forward(setup: Setup, query, key, value, sinks, extras: Extras) -> tuple:  # noqa: ANN001
     batch, rows, heads, _ = query.shape
-    blocks = _TravellingBlocks(setup, key, value, extras)
-    state, gate = None, None
+    gate = jnp.zeros((), jnp.int32)
+    blocks = _TravellingBlocks(setup, key, value, extras, gate)
+    state = None
     count = len(setup.steps[0])
     for s in range(count):
         more = s + 1 < count
@@ -194,61 +228,66 @@ def _forward(setup: Setup, query, key, value, sinks, extras: Extras) -> tuple:  
             blocks.depart(s + 1, gate)  # the next block is on its way ...
         operands = [query, *_block(blocks, key, value, extras)]  # ... while this one is used
         if more:
-            operands.append(state)
-            shapes = [((batch, setup.forward_state), jnp.float32), ((), jnp.int32)]
-            given = sum(x is not None for x in operands)
-            aliases = {} if state is None else {given - 1: 0}
-            state, gate = _call(setup, "forward", s, operands, shapes, aliases=aliases, gate=1)
-            blocks.arrive()
+            results = {"state": ((batch, setup.forward_state), jnp.float32), "gate": _GATE}
         else:
-            operands += [sinks, state]
-            shapes = [
-                ((batch, rows, heads, value.shape[3]), query.dtype),
-                ((batch, heads, rows), jnp.float32),
-            ]
-            out, lse = _call(setup, "forward", s, operands, shapes, aliases={}, gate=None)
-    return out, lse
+            operands.append(sinks)
+            out_shape = (batch, rows, heads, value.shape[3])
+            results = {
+                "out": (out_shape, query.dtype),
+                "lse": ((batch, heads, rows), jnp.float32),
+            }
+        given = _call(setup, "forward", s, [*operands, state], results)
+        state, gate = given.get("state"), given.get("gate")
+        if more:
+            blocks.arrive()
+    return given["out"], given["lse"]
+
+
+def _backward_results(setup: Setup, s: int, query, key, value, sinks) -> dict:  # noqa: ANN001
+    """What the handler gives in step s, in its order."""
+    batch = query.shape[0]
+    first, last = s == 0, s + 1 == len(setup.steps[0])
+    if first:  # this rank's own
+        results = {"dkey": (key.shape, jnp.float32), "dvalue": (value.shape, jnp.float32)}
+    else:
+        # As many numbers as a message has words: buffers of few sizes fit into each other's places.
+        results = {"sums": ((batch, setup.words), jnp.float32)}
+    if last:
+        results["dquery"] = (query.shape, query.dtype)
+    else:
+        results["gate"] = _GATE
+    if not (first and last):
+        results["state"] = ((batch, setup.backward_state), jnp.float32)
+    if first and sinks is not None:
+        results["dsinks"] = (sinks.shape, jnp.float32)
+    return results
 
 
 def _backward(setup: Setup, query, key, value, sinks, extras, out, lse, dout, dlse):  # noqa: ANN001, ANN202
-    # Otherwise XLA takes the first transfer of the forward for this one, and keeps what it brought.
-    key, value, dout = lax.optimization_barrier((key, value, dout))
-    batch = query.shape[0]
-    key_sums = key.shape[1] * key.shape[2] * key.shape[3]
-    width = key_sums + value.shape[1] * value.shape[2] * value.shape[3]
-    blocks = _TravellingBlocks(setup, key, value, extras)
+    # Otherwise XLA takes the first message of the forward for this one, or sends it before the
+    # forward has ended, and keeps what it brought.
+    gate = _gate_after(out) ^ _gate_after(dout)
+    blocks = _TravellingBlocks(setup, key, value, extras, gate)
     sums = _TravellingSums(setup, extras)
-    state, gate, dsinks, dquery = None, None, None, None
+    state, dsinks = None, None
     count = len(setup.steps[0])
     for s in range(count):
-        first, more = s == 0, s + 1 < count
+        more = s + 1 < count
         if more:
             blocks.depart(s + 1, gate)
         operands = [query, *_block(blocks, key, value, extras), dout]
-        operands += [out, lse, dlse, sinks] if first else [state]
-        shapes = [((batch, width), jnp.float32)]
-        shapes.append(((), jnp.int32) if more else (query.shape, query.dtype))
-        if more or not first:
-            shapes.append(((batch, setup.backward_state), jnp.float32))
-        if first and sinks is not None:
-            shapes.append((sinks.shape, jnp.float32))
-        given = sum(x is not None for x in operands)
-        part, other, *rest = _call(
-            setup, "backward", s, operands, shapes,
-            aliases={} if first else {given - 1: 2}, gate=1 if more else None,
-        )  # fmt: skip
-        gate, dquery = (other, None) if more else (None, other)
-        if more or not first:
-            state = rest.pop(0)
-        if first and sinks is not None:
-            dsinks = rest.pop(0)
-        sums.pass_on(s, part)
+        operands += [out, lse, dlse, sinks] if s == 0 else [state]
+        results = _backward_results(setup, s, query, key, value, sinks)
+        given = _call(setup, "backward", s, operands, results)
+        state, gate = given.get("state"), given.get("gate")
+        if s == 0:
+            sums.own, dsinks = [given["dkey"], given["dvalue"]], given.get("dsinks")
+        else:
+            sums.pass_on(s, given["sums"])
         if more:
             blocks.arrive()
-    flat = sums.own.reshape(-1)
-    dkey = flat[: batch * key_sums].reshape(key.shape).astype(key.dtype)
-    dvalue = flat[batch * key_sums :].reshape(value.shape).astype(value.dtype)
-    return dquery, dkey, dvalue, None if dsinks is None else dsinks.astype(sinks.dtype)
+    dkey, dvalue = (x.astype(like.dtype) for x, like in zip(sums.own, (key, value)))
+    return given["dquery"], dkey, dvalue, None if dsinks is None else dsinks.astype(sinks.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
