@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "memory.h"
+#include "xla/float_environment.h"
 #include "xla/hop.h"
 #include "xla/threads.h"
 
@@ -35,6 +36,7 @@ ringattn_config config_of(Words words) {
 
 template <class Work>
 xffi::Error run(Work work) {
+  const DefaultFloats floats;
   ringattn_error error;
   switch (guarded(&error, work)) {
     case RINGATTN_OK: return xffi::Error::Success();

@@ -8,6 +8,8 @@
 #include <memory>
 #include <utility>
 
+#include "xla/float_environment.h"
+
 namespace ringattn::ffi {
 namespace {
 
@@ -51,7 +53,10 @@ void XlaThreads::run(std::int64_t n, TaskRef task) {
   }
   const auto job = std::make_shared<Job>(task, n);
   for (std::int64_t h = 0; h < helpers; ++h) {
-    auto help = [job] { job->work(); };
+    auto help = [job] {
+      const DefaultFloats floats;
+      job->work();
+    };
     pool_.Schedule(std::move(help));
   }
   job->work();
