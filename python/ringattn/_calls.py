@@ -18,7 +18,8 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ._library import ABI, library
+from ._library import ABI, Config, library
+from ._partition import Partition, automatic
 
 TARGETS = {
     "forward": f"ringattn_v{ABI}_forward_hop",
@@ -82,31 +83,52 @@ def _result(like: jax.Array, shape: tuple, dtype: Any) -> jax.ShapeDtypeStruct:
 
 def hop(
     kind: str,
-    operands: Sequence[jax.Array],
-    results: Sequence[tuple[tuple, Any]],
-    aliases: dict[int, int],
-    gate: int | None,
+    operands: dict[str, jax.Array],
+    results: dict[str, tuple[tuple, Any]],
+    config: Config,
+    heads_alike: bool,
     **attributes: Any,
-) -> tuple[jax.Array, ...]:
-    """Calls a handler. `gate`: the result that is one number for the whole call."""
+) -> dict[str, jax.Array]:
+    """Calls a handler, which takes operands and results in this order.
+
+    The state, if one comes in and goes out, is updated where it lies. The gate is one number for
+    the whole call. `heads_alike`: the mask does not tell heads apart.
+    """
     register()
+    dtypes = {name: dtype for name, (_, dtype) in results.items()}
+    names = list(operands)
+    in_place = "state" in operands and "state" in results
+    aliases = {names.index("state"): list(results).index("state")} if in_place else {}
+
+    def body(config: Config, shapes: dict[str, tuple], xs: dict[str, jax.Array]) -> dict:
+        like = next(iter(xs.values()))
+        types = [_result(like, shape, dtypes[name]) for name, shape in shapes.items()]
+        ffi = jax.ffi.ffi_call(TARGETS[kind], types, input_output_aliases=aliases)
+        rank = xs["sinks"].ndim - like.ndim + 4 if "sinks" in xs else 0
+        numbers = {name: np.int64(x) for name, x in attributes.items()}
+        return dict(
+            zip(shapes, ffi(*xs.values(), config=config.words(), sinks_rank=np.int64(rank), **numbers))
+        )
 
     def build(lead: tuple) -> Any:
         @jax.custom_batching.custom_vmap
         def call(*xs: jax.Array) -> tuple:
             xs = all_varying(xs)
-            types = [
-                _result(xs[0], (() if i == gate else lead) + shape, dtype)
-                for i, (shape, dtype) in enumerate(results)
-            ]
-            ffi = jax.ffi.ffi_call(TARGETS[kind], types, input_output_aliases=aliases)
-            return tuple(ffi(*xs, **attributes))
+            given = dict(zip(names, xs))
+            shapes = {
+                name: shape if name == "gate" else (*lead, *shape)
+                for name, (shape, _) in results.items()
+            }
+            if config.world == 1 and automatic(xs[0]):
+                spread = Partition(config, lead, heads_alike)
+                return tuple(spread.call(body, shapes, given).values())
+            return tuple(body(config, shapes, given).values())
 
         @call.def_vmap
         def rule(size: int, batched: Sequence[bool], *xs: jax.Array) -> tuple:
             # What is not batched keeps one copy; the handler uses it for every index.
             out = build((size, *lead))(*(x if b else x[None] for x, b in zip(xs, batched)))
-            return out, tuple(i != gate for i in range(len(results)))
+            return out, tuple(name != "gate" for name in results)
 
         return call
 
@@ -119,9 +141,4 @@ def hop(
             "supported; it can be differentiated once, in reverse mode"
         )
 
-    return guarded(*operands)
-
-
-def integer(x: int | bool) -> np.int64:
-    """An attribute."""
-    return np.int64(x)
+    return dict(zip(results, guarded(*operands.values())))

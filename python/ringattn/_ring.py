@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from ._calls import all_varying, hop, integer, to_varying, varying
+from ._calls import all_varying, hop, to_varying, varying
 from ._library import DLSE, Config, Step
 
 
@@ -35,8 +35,7 @@ class Setup:
     positions_at: int
     gate_at: int
     words: int
-    sinks_rank: int
-    return_lse: bool
+    heads_alike: bool  # to the mask
 
 
 class Extras(NamedTuple):
@@ -184,36 +183,37 @@ class _TravellingSums:
 _GATE = ((), jnp.int32)
 
 
-def _call(setup: Setup, kind: str, s: int, operands: list, results: dict) -> dict:
-    """One hop. The state, always the last operand, is updated where it lies."""
-    operands = [x for x in operands if x is not None]
-    names = list(results)
-    first, last = s == 0, s + 1 == len(setup.steps[0])
-    in_place = "state" in results and not first
-    values = hop(
+def _call(setup: Setup, kind: str, s: int, operands: dict, results: dict) -> dict:
+    """The call of step s."""
+    return hop(
         kind,
-        operands,
-        list(results.values()),
-        aliases={len(operands) - 1: names.index("state")} if in_place else {},
-        gate=names.index("gate") if "gate" in results else None,
-        config=setup.config.words(),
-        sinks_rank=integer(setup.sinks_rank),
-        offset=integer(setup.steps[0][s].offset),
-        first=integer(first),
-        last=integer(last),
-        packed=integer(not first),
+        {name: x for name, x in operands.items() if x is not None},
+        results,
+        setup.config,
+        setup.heads_alike,
+        offset=setup.steps[0][s].offset,
+        first=s == 0,
+        last=s + 1 == len(setup.steps[0]),
+        packed=s > 0,
     )
-    return dict(zip(names, values))
 
 
-def _block(blocks: _TravellingBlocks, key: jax.Array, value: jax.Array, extras: Extras) -> list:
-    """The operands that every hop begins with, after the query."""
-    here = (
-        [key, value, extras.kv_segment_ids, extras.kv_positions]
-        if blocks.here is None
-        else [blocks.here]
-    )
-    return [*here, extras.rank, extras.q_segment_ids, extras.q_positions, extras.bitmap]
+def _begin(blocks: _TravellingBlocks, query, key, value, extras: Extras) -> dict:  # noqa: ANN001
+    """The operands that every hop begins with."""
+    here = {
+        "key": key,
+        "value": value,
+        "kv_segment_ids": extras.kv_segment_ids,
+        "kv_positions": extras.kv_positions,
+    }
+    return {
+        "query": query,
+        **(here if blocks.here is None else {"message": blocks.here}),
+        "rank": extras.rank,
+        "q_segment_ids": extras.q_segment_ids,
+        "q_positions": extras.q_positions,
+        "mask": extras.bitmap,
+    }
 
 
 def _forward(setup: Setup, query, key, value, sinks, extras: Extras) -> tuple:  # noqa: ANN001
@@ -226,17 +226,17 @@ def _forward(setup: Setup, query, key, value, sinks, extras: Extras) -> tuple:  
         more = s + 1 < count
         if more:
             blocks.depart(s + 1, gate)  # the next block is on its way ...
-        operands = [query, *_block(blocks, key, value, extras)]  # ... while this one is used
+        operands = _begin(blocks, query, key, value, extras)  # ... while this one is used
         if more:
             results = {"state": ((batch, setup.forward_state), jnp.float32), "gate": _GATE}
         else:
-            operands.append(sinks)
+            operands["sinks"] = sinks
             out_shape = (batch, rows, heads, value.shape[3])
             results = {
                 "out": (out_shape, query.dtype),
                 "lse": ((batch, heads, rows), jnp.float32),
             }
-        given = _call(setup, "forward", s, [*operands, state], results)
+        given = _call(setup, "forward", s, operands | {"state": state}, results)
         state, gate = given.get("state"), given.get("gate")
         if more:
             blocks.arrive()
@@ -275,8 +275,11 @@ def _backward(setup: Setup, query, key, value, sinks, extras, out, lse, dout, dl
         more = s + 1 < count
         if more:
             blocks.depart(s + 1, gate)
-        operands = [query, *_block(blocks, key, value, extras), dout]
-        operands += [out, lse, dlse, sinks] if s == 0 else [state]
+        operands = _begin(blocks, query, key, value, extras) | {"dout": dout}
+        if s == 0:
+            operands |= {"out": out, "lse": lse, "dlse": dlse, "sinks": sinks}
+        else:
+            operands["state"] = state
         results = _backward_results(setup, s, query, key, value, sinks)
         given = _call(setup, "backward", s, operands, results)
         state, gate = given.get("state"), given.get("gate")
@@ -292,7 +295,7 @@ def _backward(setup: Setup, query, key, value, sinks, extras, out, lse, dout, dl
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def attend(setup: Setup, query, key, value, sinks, extras: Extras):  # noqa: ANN001, ANN201
-    """out, or (out, lse); differentiable once, in query, key, value and sinks."""
+    """out and lse; differentiable once, in query, key, value and sinks."""
     return _attend_forward(setup, query, key, value, sinks, extras)[0]
 
 
@@ -300,13 +303,14 @@ def _attend_forward(setup, query, key, value, sinks, extras):  # noqa: ANN001, A
     out, lse = _forward(setup, query, key, value, sinks, extras)
     out = checkpoint_name(out, "ring_attention_out")
     lse = checkpoint_name(lse, "ring_attention_lse")
-    result = (out, lse) if setup.return_lse else out
-    return result, (query, key, value, sinks, extras, out, lse)
+    return (out, lse), (query, key, value, sinks, extras, out, lse)
 
 
 def _attend_backward(setup, residuals, cotangents):  # noqa: ANN001, ANN202
     query, key, value, sinks, extras, out, lse = residuals
-    dout, dlse = cotangents if setup.config.flags & DLSE else (cotangents, None)
+    dout, dlse = cotangents
+    if not setup.config.flags & DLSE:
+        dlse = None
     grads = _backward(setup, query, key, value, sinks, extras, out, lse, dout, dlse)
     return *grads, Extras(*[None] * len(Extras._fields))
 

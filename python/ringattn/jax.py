@@ -15,6 +15,7 @@ from jax import lax
 from . import _library, masks
 from ._calls import TARGETS, all_varying
 from ._library import LAYOUTS, Config
+from ._partition import over_explicit_axes
 from ._ring import Extras, Setup, attend
 
 __all__ = ["export_targets", "remat_names", "ring_attention"]
@@ -151,8 +152,7 @@ def ring_attention(
     )
     config, mask = _mask(config, mask_builder, sliding_window, chunk_size, causal)
     static_batch = batch if isinstance(batch, int) else 1
-    setup = _setup(config, static_batch, mask, axis_name, 0 if sinks is None else sinks.ndim,
-                   return_lse)  # fmt: skip
+    setup = _setup(config, static_batch, mask, axis_name)
     if static_batch == 0 or q_rows == 0:
         return _empty(query, key, value, sinks, out_dtype, return_lse)
     rank = jnp.int32(0) if world == 1 else lax.axis_index(axis_name)
@@ -162,10 +162,11 @@ def ring_attention(
     (query, key, value, sinks, *extras) = all_varying(
         [query, key, value, sinks, rank, q_ids, kv_ids, q_pos, kv_pos, bitmap]
     )
-    result = attend(setup, query, key, value, sinks, Extras(*extras))
-    if return_lse:
-        return result[0].astype(out_dtype), result[1]
-    return result.astype(out_dtype)
+    out, lse = over_explicit_axes(
+        functools.partial(attend, setup), query, key, value, sinks, Extras(*extras)
+    )
+    out = out.astype(out_dtype)
+    return (out, lse) if return_lse else out
 
 
 def _ring_size(axis_name: Any) -> int:
@@ -365,8 +366,7 @@ def _mask(config: Config, builder: Any, window: Any, chunk: Any, causal: Any) ->
 
 
 @functools.lru_cache(maxsize=256)
-def _setup(config: Config, batch: int, mask: Any, axis_name: Any, sinks_rank: int,
-           return_lse: bool) -> Setup:  # fmt: skip
+def _setup(config: Config, batch: int, mask: Any, axis_name: Any) -> Setup:
     handle = None if mask is None else mask.handle
     sizes = _library.plan(config, batch, handle)
     steps = _library.route(config, handle) if config.key_seq and config.query_seq else None
@@ -384,8 +384,7 @@ def _setup(config: Config, batch: int, mask: Any, axis_name: Any, sinks_rank: in
         positions_at=sizes.positions_at,
         gate_at=sizes.gate_at,
         words=sizes.words,
-        sinks_rank=sinks_rank,
-        return_lse=return_lse,
+        heads_alike=mask is None or mask.heads_alike,
     )
 
 

@@ -36,6 +36,7 @@ class CompiledMask:
         if words.size:
             library().ringattn_compiled_copy(self._handle, words.ctypes.data)
         self.bitmap: np.ndarray | None = words if words.size else None
+        self.heads_alike = len(np.unique(_planes(words))) <= 1
         self._key = (self.left, self.right, self.chunk, words.tobytes())
 
     @property
@@ -51,6 +52,15 @@ class CompiledMask:
     def __del__(self) -> None:
         if self._handle:
             library().ringattn_compiled_free(self._handle)
+
+
+def _planes(words: np.ndarray) -> np.ndarray:
+    """A number for each head of a bitmap (``ffi/convert.cpp``): equal heads have equal ones."""
+    if not words.size:
+        return words
+    heads, *_, mixed = words[:14].view(np.int64)
+    at = 14 + 2 * mixed
+    return words[at : at + heads]
 
 
 class _Mask:
