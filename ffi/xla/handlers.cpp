@@ -2,10 +2,12 @@
 // The XLA handlers: one hop forward, one hop backward. They wait for no other device, and what they
 // refuse was refused before, when the program was traced.
 #include <cstring>
+#include <string>
 #include <type_traits>
 #include <vector>
 
 #include "memory.h"
+#include "xla/failures.h"
 #include "xla/float_environment.h"
 #include "xla/hop.h"
 #include "xla/threads.h"
@@ -14,6 +16,7 @@
 extern "C" {
 RINGATTN_EXPORT XLA_FFI_Error* ringattn_xla_forward_hop(XLA_FFI_CallFrame* call_frame);
 RINGATTN_EXPORT XLA_FFI_Error* ringattn_xla_backward_hop(XLA_FFI_CallFrame* call_frame);
+RINGATTN_EXPORT XLA_FFI_Error* ringattn_xla_agree(XLA_FFI_CallFrame* call_frame);
 }
 
 namespace ringattn::ffi {
@@ -38,11 +41,13 @@ template <class Work>
 xffi::Error run(Work work) {
   const DefaultFloats floats;
   ringattn_error error;
-  switch (guarded(&error, work)) {
+  const int code = guarded(&error, work);
+  const std::string message = std::string("ring_attention: ") + error.message;
+  switch (code) {
     case RINGATTN_OK: return xffi::Error::Success();
-    case RINGATTN_INVALID_ARGUMENT: return xffi::Error::InvalidArgument(error.message);
-    case RINGATTN_UNSUPPORTED: return {xffi::ErrorCode::kUnimplemented, error.message};
-    default: return xffi::Error::Internal(error.message);
+    case RINGATTN_INVALID_ARGUMENT: return xffi::Error::InvalidArgument(message);
+    case RINGATTN_UNSUPPORTED: return {xffi::ErrorCode::kUnimplemented, message};
+    default: return xffi::Error::Internal(message);
   }
 }
 
@@ -57,9 +62,18 @@ std::span<std::byte> state_of(const Operand& in, const Operand& out,
   return {data, bytes};
 }
 
-/// What the next transfer is tied to: a zero that XLA cannot know.
-void open_gate(const Operand& gate) {
-  if (gate.present()) *static_cast<std::int32_t*>(gate.data({})) = 0;
+/// Runs the work of a hop. On one device it throws. In a ring the new status is the gate, to which
+/// the next transfer is tied.
+template <class Work>
+void run_hop(const Operand& status, const Operand& gate,
+             std::initializer_list<const Operand*> results, const Work& work) {
+  if (!gate.present()) {
+    work();
+    return;
+  }
+  const std::int32_t before =
+      status.present() ? *static_cast<const std::int32_t*>(status.data({})) : 0;
+  *static_cast<std::int32_t*>(gate.data({})) = run_in_ring(before, results, work);
 }
 
 xffi::Error forward_hop(xffi::ThreadPool pool, Words words, std::int64_t sinks_rank,
@@ -73,19 +87,20 @@ xffi::Error forward_hop(xffi::ThreadPool pool, Words words, std::int64_t sinks_r
     const bool finish = last != 0;
     const Operand sinks =
         io.take_if(finish && sinks_rank > 0, "softmax_aux", static_cast<std::size_t>(sinks_rank));
+    const bool ring = config.world > 1;
+    const Operand status = io.take_common_if(ring && first == 0, "status");
     const Operand state_in = io.take_if(first == 0, "state", 2);
-    Operand out, lse, state_out, gate;
+    Operand out, lse, state_out;
     if (finish) {
       out = io.result("out", 4);
       lse = io.result("lse", 3);
     } else {
       state_out = io.result("state", 2);
-      gate = io.common_result("gate", 0);
     }
+    const Operand gate = ring ? io.common_result("gate", 0) : Operand();
     io.finish();
-    open_gate(gate);
     XlaThreads threads(pool);
-    io.for_each_index([&](const std::vector<std::int64_t>& at) {
+    const auto one_index = [&](const std::vector<std::int64_t>& at) {
       const Hop one(Pass::kForward, config, hop, in, at, threads,
                     state_of(state_in, state_out, at));
       if (!one.live() && first == 0 && !finish) return;
@@ -94,7 +109,8 @@ xffi::Error forward_hop(xffi::ThreadPool pool, Words words, std::int64_t sinks_r
         host_memory().combine_sinks(sinks.view(at), config.query_heads, head_sinks.data(), {});
       one.plan().backend().forward({one.context(sinks.present() ? head_sinks.data() : nullptr, hop),
                                     out.view(at), lse.view(at)});
-    });
+    };
+    run_hop(status, gate, {&out, &lse, &state_out}, [&] { io.for_each_index(one_index); });
   });
 }
 
@@ -113,22 +129,20 @@ xffi::Error backward_hop(xffi::ThreadPool pool, Words words, std::int64_t sinks_
     const Operand dlse = io.take_if(begin && (config.flags & RINGATTN_DLSE) != 0, "dlse", 3);
     const auto sink_dims = static_cast<std::size_t>(sinks_rank);
     const Operand sinks = io.take_if(begin && sinks_rank > 0, "softmax_aux", sink_dims);
+    const bool ring = config.world > 1;
+    const Operand status = io.take_common_if(ring && !begin, "status");
     const Operand state_in = io.take_if(!begin, "state", 2);
     // Sums of this rank's own block stay here, as dK and dV; those of others travel in one piece.
     const Operand dkey_sum = io.result(begin ? "dkey" : "sums", begin ? 4 : 2);
     const Operand dvalue_sum = begin ? io.result("dvalue", 4) : Operand();
-    Operand dquery, state_out, gate, dsinks;
-    if (last != 0) {
-      dquery = io.result("dquery", 4);
-    } else {
-      gate = io.common_result("gate", 0);
-    }
+    Operand dquery, state_out, dsinks;
+    if (last != 0) dquery = io.result("dquery", 4);
     if (!(begin && last != 0)) state_out = io.result("state", 2);
     if (sinks.present()) dsinks = io.result("dsoftmax_aux", sink_dims);
+    const Operand gate = ring ? io.common_result("gate", 0) : Operand();
     io.finish();
-    open_gate(gate);
     XlaThreads threads(pool);
-    io.for_each_index([&](const std::vector<std::int64_t>& at) {
+    const auto one_index = [&](const std::vector<std::int64_t>& at) {
       auto* dkey = static_cast<std::byte*>(dkey_sum.data(at));
       const Hop one(Pass::kBackward, config, hop, in, at, threads,
                     state_of(state_in, state_out, at));
@@ -150,8 +164,24 @@ xffi::Error backward_hop(xffi::ThreadPool pool, Words words, std::int64_t sinks_
         host_memory().spread_sink_gradients(sinks.view(at), dlogits.data(), config.query_heads,
                                             dsinks.view(at), {});
       }
-    });
+    };
+    run_hop(status, gate, {&dkey_sum, &dvalue_sum, &dquery, &state_out, &dsinks},
+            [&] { io.for_each_index(one_index); });
   });
+}
+
+/// The end of a pass: what all ranks have together, or the error of the one that failed.
+xffi::Error agree(xffi::AnyBuffer status, xffi::RemainingArgs args, xffi::RemainingRets rets) {
+  if (*static_cast<const std::int32_t*>(status.untyped_data()) != 0) {
+    return xffi::Error::Internal("ring_attention: " + remembered_failure());
+  }
+  for (std::size_t i = 0; i < args.size(); ++i) {
+    const auto from = *args.get<xffi::AnyBuffer>(i);
+    xffi::Result<xffi::AnyBuffer> to = *rets.get<xffi::AnyBuffer>(i);
+    if (to->untyped_data() == from.untyped_data()) continue;
+    std::memcpy(to->untyped_data(), from.untyped_data(), from.size_bytes());
+  }
+  return xffi::Error::Success();
 }
 
 auto binding() {
@@ -174,5 +204,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(ringattn_xla_forward_hop, ringattn::ffi::forward_h
                               ringattn::ffi::binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(ringattn_xla_backward_hop, ringattn::ffi::backward_hop,
                               ringattn::ffi::binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    ringattn_xla_agree, ringattn::ffi::agree,
+    xla::ffi::Ffi::Bind().Arg<xla::ffi::AnyBuffer>().RemainingArgs().RemainingRets());
 
 int32_t ringattn_xla_ffi_minor(void) { return XLA_FFI_API_MINOR; }

@@ -6,6 +6,7 @@
 
 #include "bind.h"
 #include "memory.h"
+#include "xla/failures.h"
 
 namespace ringattn::ffi {
 namespace {
@@ -50,6 +51,7 @@ Hop::Hop(Pass pass, const ringattn_config& config, const HopAttributes& hop,
   options.executor = std::shared_ptr<Executor>(std::shared_ptr<void>(), &executor);
   const int world = static_cast<int>(config.world);
   const int rank = *static_cast<const std::int32_t*>(operands.rank.data(at));
+  fail_if_asked(rank, static_cast<int>(hop.offset));
   plan_.emplace(problem_of(config, query_.dim(0)), options, rank, world, true);
   owner_ = owner_at(rank, static_cast<int>(hop.offset), world);
   require_rows("query", plan_->query_rows(rank).size(), query_.dim(1));

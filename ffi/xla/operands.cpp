@@ -2,6 +2,7 @@
 #include "xla/operands.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace ringattn::ffi {
 namespace {
@@ -55,6 +56,12 @@ void* Operand::data(const std::vector<std::int64_t>& at) const {
   return data_ + index * elements_ * width_;
 }
 
+void Operand::fill_with_nan() const {
+  std::int64_t count = width_;
+  for (const std::int64_t n : dims_) count *= n;
+  std::memset(data_, 0xFF, static_cast<std::size_t>(count));
+}
+
 TensorView Operand::view(const std::vector<std::int64_t>& at) const {
   TensorView view;
   if (!present()) return view;
@@ -88,6 +95,13 @@ Operand Operands::take(const char* name, std::size_t rank) {
     if (size != 1) sizes_[d] = size;
   }
   return operand;
+}
+
+Operand Operands::take_common_if(bool there, const char* name) {
+  if (!there) return {};
+  const auto buffer = args_.get<xla::ffi::AnyBuffer>(taken_++);
+  if (!buffer.has_value()) broken(std::string("no operand ") + name);
+  return Operand(name, *buffer, 0, 0);
 }
 
 Operand Operands::next_result(const char* name, std::size_t lead, std::size_t rank) {

@@ -29,6 +29,9 @@ class Operand {
   /// The memory of the index whose coordinates are `at`.
   void* data(const std::vector<std::int64_t>& at) const;
 
+  /// Every byte 255, of every index.
+  void fill_with_nan() const;
+
   /// A contiguous view of all dimensions (at most four).
   TensorView view(const std::vector<std::int64_t>& at) const;
 
@@ -52,6 +55,8 @@ class Operands {
   Operand take_if(bool there, const char* name, std::size_t rank) {
     return there ? take(name, rank) : Operand();
   }
+  /// A number without leading dimensions.
+  Operand take_common_if(bool there, const char* name);
   Operand result(const char* name, std::size_t rank) { return next_result(name, lead(), rank); }
 
   /// A result without leading dimensions.

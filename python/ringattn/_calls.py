@@ -24,7 +24,9 @@ from ._partition import Partition, automatic
 TARGETS = {
     "forward": f"ringattn_v{ABI}_forward_hop",
     "backward": f"ringattn_v{ABI}_backward_hop",
+    "agree": f"ringattn_v{ABI}_agree",
 }
+_SYMBOLS = {"forward": "forward_hop", "backward": "backward_hop", "agree": "agree"}
 
 
 @functools.cache
@@ -42,7 +44,7 @@ def register() -> None:
             f"{jax.lib.__version__} has 0.{runtime}; install jax >= 0.8"
         )
     for kind, name in TARGETS.items():
-        symbol = getattr(library(), f"ringattn_xla_{kind}_hop")
+        symbol = getattr(library(), f"ringattn_xla_{_SYMBOLS[kind]}")
         symbol.restype = ctypes.c_void_p
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(symbol), platform="cpu")
 
@@ -91,8 +93,8 @@ def hop(
 ) -> dict[str, jax.Array]:
     """Calls a handler, which takes operands and results in this order.
 
-    The state, if one comes in and goes out, is updated where it lies. The gate is one number for
-    the whole call. `heads_alike`: the mask does not tell heads apart.
+    The state, if one comes in and goes out, is updated where it lies. Status and gate are one
+    number for the whole call. `heads_alike`: the mask does not tell heads apart.
     """
     register()
     dtypes = {name: dtype for name, (_, dtype) in results.items()}
@@ -127,7 +129,8 @@ def hop(
         @call.def_vmap
         def rule(size: int, batched: Sequence[bool], *xs: jax.Array) -> tuple:
             # What is not batched keeps one copy; the handler uses it for every index.
-            out = build((size, *lead))(*(x if b else x[None] for x, b in zip(xs, batched)))
+            whole = [b or name == "status" for b, name in zip(batched, names)]
+            out = build((size, *lead))(*(x if w else x[None] for x, w in zip(xs, whole)))
             return out, tuple(name != "gate" for name in results)
 
         return call
@@ -142,3 +145,21 @@ def hop(
         )
 
     return dict(zip(results, guarded(*operands.values())))
+
+
+def agree(status: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """The arrays, where they lie; or, if `status` says that a rank has failed, an error. It has to
+    be the same on all ranks: if only one stopped, XLA would end the process with the others."""
+
+    @jax.custom_batching.custom_vmap
+    def call(*xs: jax.Array) -> tuple:
+        xs = all_varying(xs)
+        types = [_result(xs[0], x.shape, x.dtype) for x in xs[1:]]
+        aliases = {i + 1: i for i in range(len(types))}
+        return tuple(jax.ffi.ffi_call(TARGETS["agree"], types, input_output_aliases=aliases)(*xs))
+
+    @call.def_vmap
+    def rule(_size: int, batched: Sequence[bool], *xs: jax.Array) -> tuple:
+        return agree(*xs), tuple(batched[1:])
+
+    return call(status, *arrays)

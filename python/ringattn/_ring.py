@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from ._calls import all_varying, hop, to_varying, varying
+from ._calls import agree, all_varying, hop, to_varying, varying
 from ._library import DLSE, Config, Step
 
 
@@ -180,11 +180,13 @@ class _TravellingSums:
         return jnp.where(_mine(where, self._extras), total + part, total)
 
 
-_GATE = ((), jnp.int32)
+_GATE = ((), jnp.int32)  # 0, or 1 once a hop of this rank has failed
 
 
 def _call(setup: Setup, kind: str, s: int, operands: dict, results: dict) -> dict:
     """The call of step s."""
+    if setup.config.world > 1:
+        results["gate"] = _GATE
     return hop(
         kind,
         {name: x for name, x in operands.items() if x is not None},
@@ -216,6 +218,13 @@ def _begin(blocks: _TravellingBlocks, query, key, value, extras: Extras) -> dict
     }
 
 
+def _agreed(setup: Setup, status: jax.Array | None, *results: jax.Array) -> tuple:
+    """The results, if no rank has failed; otherwise all fail together."""
+    if setup.config.world == 1:
+        return results
+    return agree(lax.pmax(status, setup.axis_name), *results)
+
+
 def _forward(setup: Setup, query, key, value, sinks, extras: Extras) -> tuple:  # noqa: ANN001
     batch, rows, heads, _ = query.shape
     gate = jnp.zeros((), jnp.int32)
@@ -228,7 +237,7 @@ def _forward(setup: Setup, query, key, value, sinks, extras: Extras) -> tuple:  
             blocks.depart(s + 1, gate)  # the next block is on its way ...
         operands = _begin(blocks, query, key, value, extras)  # ... while this one is used
         if more:
-            results = {"state": ((batch, setup.forward_state), jnp.float32), "gate": _GATE}
+            results = {"state": ((batch, setup.forward_state), jnp.float32)}
         else:
             operands["sinks"] = sinks
             out_shape = (batch, rows, heads, value.shape[3])
@@ -236,11 +245,13 @@ def _forward(setup: Setup, query, key, value, sinks, extras: Extras) -> tuple:  
                 "out": (out_shape, query.dtype),
                 "lse": ((batch, heads, rows), jnp.float32),
             }
-        given = _call(setup, "forward", s, operands | {"state": state}, results)
+        if s > 0:
+            operands |= {"status": gate, "state": state}
+        given = _call(setup, "forward", s, operands, results)
         state, gate = given.get("state"), given.get("gate")
         if more:
             blocks.arrive()
-    return given["out"], given["lse"]
+    return _agreed(setup, gate, given["out"], given["lse"])
 
 
 def _backward_results(setup: Setup, s: int, query, key, value, sinks) -> dict:  # noqa: ANN001
@@ -254,8 +265,6 @@ def _backward_results(setup: Setup, s: int, query, key, value, sinks) -> dict:  
         results = {"sums": ((batch, setup.words), jnp.float32)}
     if last:
         results["dquery"] = (query.shape, query.dtype)
-    else:
-        results["gate"] = _GATE
     if not (first and last):
         results["state"] = ((batch, setup.backward_state), jnp.float32)
     if first and sinks is not None:
@@ -279,7 +288,7 @@ def _backward(setup: Setup, query, key, value, sinks, extras, out, lse, dout, dl
         if s == 0:
             operands |= {"out": out, "lse": lse, "dlse": dlse, "sinks": sinks}
         else:
-            operands["state"] = state
+            operands |= {"status": gate, "state": state}
         results = _backward_results(setup, s, query, key, value, sinks)
         given = _call(setup, "backward", s, operands, results)
         state, gate = given.get("state"), given.get("gate")
@@ -289,8 +298,9 @@ def _backward(setup: Setup, query, key, value, sinks, extras, out, lse, dout, dl
             sums.pass_on(s, given["sums"])
         if more:
             blocks.arrive()
-    dkey, dvalue = (x.astype(like.dtype) for x, like in zip(sums.own, (key, value)))
-    return given["dquery"], dkey, dvalue, None if dsinks is None else dsinks.astype(sinks.dtype)
+    dquery, dkey, dvalue = _agreed(setup, gate, given["dquery"], *sums.own)
+    dkey, dvalue = dkey.astype(key.dtype), dvalue.astype(value.dtype)
+    return dquery, dkey, dvalue, None if dsinks is None else dsinks.astype(sinks.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
