@@ -112,9 +112,9 @@ RINGATTN_EXPORT void ringattn_compiled_free(ringattn_compiled* compiled);
 
 /* What a front end must know before it has data. */
 typedef struct ringattn_sizes {
-  int64_t query_rows, key_rows;                  /* of rank 0; every rank's if they divide */
-  int64_t forward_state, backward_state;         /* floats per batch row, between hops */
-  int64_t word_bytes;                            /* of a message: 2 or 4 */
+  int64_t query_rows, key_rows;          /* of rank 0; every rank's if they divide */
+  int64_t forward_state, backward_state; /* floats per batch row, between hops */
+  int64_t word_bytes;                    /* of a message: 2 or 4 */
   /* In words, per batch row. A message ends with 4 bytes that say nothing: what they hold must be
    * there before the message can be sent. */
   int64_t value_at, ids_at, positions_at, gate_at, words;

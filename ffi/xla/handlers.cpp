@@ -154,12 +154,11 @@ xffi::Error backward_hop(xffi::ThreadPool pool, Words words, std::int64_t sinks_
       std::vector<double> dlogits(logits.size());
       if (sinks.present())
         host_memory().combine_sinks(sinks.view(at), config.query_heads, logits.data(), {});
-      one.plan().backend().backward({one.context(sinks.present() ? logits.data() : nullptr, hop),
-                                     out.view(at), lse.view(at), dout.view(at), dlse.view(at),
-                                     dquery.view(at), sinks.present() ? dlogits.data() : nullptr,
-                                     dkey,
-                                     begin ? static_cast<std::byte*>(dvalue_sum.data(at))
-                                           : dkey + one.key_sums_bytes()});
+      one.plan().backend().backward(
+          {one.context(sinks.present() ? logits.data() : nullptr, hop), out.view(at), lse.view(at),
+           dout.view(at), dlse.view(at), dquery.view(at),
+           sinks.present() ? dlogits.data() : nullptr, dkey,
+           begin ? static_cast<std::byte*>(dvalue_sum.data(at)) : dkey + one.key_sums_bytes()});
       if (sinks.present()) {
         host_memory().spread_sink_gradients(sinks.view(at), dlogits.data(), config.query_heads,
                                             dsinks.view(at), {});

@@ -84,3 +84,20 @@ def mesh():
         return jax.sharding.Mesh(np.array(jax.devices()[:n]).reshape(shape), names)
 
     return make
+
+
+def pytest_collection_modifyitems(config, items):
+    """RINGATTN_TEST_SMALL: of the two long lists of cases a few, for the oldest JAX."""
+    if os.environ.get("RINGATTN_TEST_SMALL") != "1":
+        return
+    long = {"test_conformance.py": 9, "test_reference_cases.py": 7}
+    seen = dict.fromkeys(long, 0)
+    left_out = []
+    for item in items:
+        name = item.path.name
+        if name in long:
+            seen[name] += 1
+            if seen[name] % long[name]:
+                left_out.append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in set(left_out)]

@@ -2,7 +2,6 @@
 """The conformance table of the core through JAX: every row, ring and layout, values and gradients
 against float64, by the error model of the C++ tests; and the bits of the C++ ring."""
 
-import os
 from types import SimpleNamespace
 
 import jax
@@ -17,7 +16,6 @@ from ringattn.jax import ring_attention
 
 LAYOUTS = ringattn.LAYOUTS
 SEQ = {"query", "key", "value", "dout", "q_segment_ids", "kv_segment_ids"}
-SMALL = os.environ.get("RINGATTN_TEST_SMALL") == "1"  # a few rows: the oldest JAX
 
 
 class Dense:
@@ -106,11 +104,8 @@ def run(o: Oracle, world: int, layout: str) -> dict:
     return results
 
 
-ROWS = table()[:: 9 if SMALL else 1]
-
-
 @pytest.mark.parametrize("world", [1, 2, 4, 8])
-@pytest.mark.parametrize("text", ROWS)
+@pytest.mark.parametrize("text", table())
 def test_matches_float64_and_the_bits_of_the_cpp_ring(text, world):
     if "posfar" in text or "_pos" in text:
         jax.config.update("jax_enable_x64", "posfar" in text)  # positions beyond int32
