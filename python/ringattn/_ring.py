@@ -8,8 +8,6 @@ who sends is the plan's; which block is at hand is known only at run time and th
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,88 +15,9 @@ import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from ._calls import agree, all_varying, hop, to_varying, varying
-from ._library import DLSE, Config, Step
-
-
-@dataclass(frozen=True)
-class Setup:
-    """All that is static. Equal ones do not trace again."""
-
-    config: Config
-    axis_name: Any
-    steps: tuple[tuple[Step, ...], ...]  # of every rank
-    forward_state: int  # floats per batch row
-    backward_state: int
-    word: Any  # the dtype of messages
-    ids_at: int
-    positions_at: int
-    gate_at: int
-    words: int
-    heads_alike: bool  # to the mask
-
-
-class Extras(NamedTuple):
-    """Operands without a gradient."""
-
-    rank: jax.Array
-    q_segment_ids: jax.Array | None
-    kv_segment_ids: jax.Array | None
-    q_positions: jax.Array | None
-    kv_positions: jax.Array | None
-    bitmap: jax.Array | None
-
-
-def _words(setup: Setup, x: jax.Array, batch: int) -> jax.Array:
-    """The bits of x as words of a message, [B, words]: float32, or uint16, as XLA sends 16-bit
-    floats as float32."""
-    return lax.bitcast_convert_type(x, setup.word).reshape(batch, -1)
-
-
-def _pack(
-    setup: Setup, key: jax.Array, value: jax.Array, extras: Extras, gate: jax.Array
-) -> jax.Array:
-    """One message: K, V, segment ids and positions of each batch row, and a gate."""
-    batch = key.shape[0]
-    parts = [_words(setup, key, batch), _words(setup, value, batch)]
-
-    def pad_to(at: int) -> None:
-        missing = at - sum(p.shape[1] for p in parts)
-        if missing:
-            parts.append(jnp.zeros_like(parts[0], shape=(batch, missing)))
-
-    def append(at: int, row: jax.Array) -> None:
-        pad_to(at)
-        parts.append(jnp.broadcast_to(row, (batch, row.shape[1])))
-
-    if extras.kv_segment_ids is not None:
-        append(setup.ids_at, _words(setup, extras.kv_segment_ids, batch))
-    if extras.kv_positions is not None:
-        append(setup.positions_at, _words(setup, extras.kv_positions, 1))
-    append(setup.gate_at, _words(setup, gate, 1))
-    return jnp.concatenate(all_varying(parts), axis=1)
-
-
-def _tie(setup: Setup, message: jax.Array, gate: jax.Array) -> jax.Array:
-    """The message, which now cannot be sent on before `gate` is there.
-
-    Untied, XLA would start every transfer at once and keep every shard.
-    """
-    word = _words(setup, gate, 1)
-    return lax.dynamic_update_slice(message, all_varying([word, message])[0], (0, setup.gate_at))
-
-
-@jax.custom_batching.custom_vmap
-def _gate_after(x: jax.Array) -> jax.Array:
-    """A gate that is there when x is: a number of which nobody knows anything."""
-    return lax.bitcast_convert_type(
-        x[(slice(0, 1),) * x.ndim].reshape(()).astype(jnp.float32), jnp.int32
-    )
-
-
-@_gate_after.def_vmap
-def _gate_after_any(_size: int, _batched: list, x: jax.Array) -> tuple:
-    return _gate_after(x[0]), False  # one for the whole batch: the message may have none
+from ._calls import agree, hop, to_varying, varying
+from ._library import DLSE
+from ._message import Extras, Setup, gate_after, pack, tie
 
 
 def _mine(table: list[bool], extras: Extras) -> jax.Array:
@@ -113,7 +32,7 @@ class _TravellingBlocks:
         self, setup: Setup, key: jax.Array, value: jax.Array, extras: Extras, gate: jax.Array
     ) -> None:
         self._setup = setup
-        self._own = _pack(setup, key, value, extras, gate) if len(setup.steps[0]) > 1 else None
+        self._own = pack(setup, key, value, extras, gate) if len(setup.steps[0]) > 1 else None
         self.here: jax.Array | None = None  # None: this rank's own, where it lies
         self._coming: jax.Array | None = None
 
@@ -122,10 +41,10 @@ class _TravellingBlocks:
         offset = self._setup.steps[0][s].offset
         direction = 1 if offset > 0 else -1
         if self.here is not None:
-            self.here = _tie(self._setup, self.here, gate)
+            self.here = tie(self._setup, self.here, gate)
         source = self.here
         if offset == direction:  # from home, a second time if the ring also turns the other way
-            source = self._own if s == 1 else _tie(self._setup, self._own, gate)
+            source = self._own if s == 1 else tie(self._setup, self._own, gate)
         self._coming = _shift(
             self._setup, source, direction, [rank[s].sends for rank in self._setup.steps]
         )
@@ -275,7 +194,7 @@ def _backward_results(setup: Setup, s: int, query, key, value, sinks) -> dict:  
 def _backward(setup: Setup, query, key, value, sinks, extras, out, lse, dout, dlse):  # noqa: ANN001, ANN202
     # Otherwise XLA takes the first message of the forward for this one, or sends it before the
     # forward has ended, and keeps what it brought.
-    gate = _gate_after(out) ^ _gate_after(dout)
+    gate = gate_after(out) ^ gate_after(dout)
     blocks = _TravellingBlocks(setup, key, value, extras, gate)
     sums = _TravellingSums(setup, extras)
     state, dsinks = None, None

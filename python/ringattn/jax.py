@@ -15,8 +15,9 @@ from jax import lax
 from . import _library, masks
 from ._calls import TARGETS, all_varying
 from ._library import LAYOUTS, Config
+from ._message import Extras, Setup
 from ._partition import over_explicit_axes
-from ._ring import Extras, Setup, attend
+from ._ring import attend
 
 __all__ = ["export_targets", "remat_names", "ring_attention"]
 
@@ -61,8 +62,8 @@ def ring_attention(
     """Exact attention of this device's queries to the keys of all devices of a ring.
 
     Liu, Zaharia & Abbeel 2023, arXiv 2310.01889. Call it inside ``jax.shard_map`` that is manual
-    over ``axis_name`` (and over every other axis that shards batch or heads), or with
-    ``axis_name=None`` on one device. Differentiable once, in reverse mode, in query, key, value and
+    over ``axis_name`` (and over every other axis that shards batch or heads), or without a ring,
+    ``axis_name=None``: then batch and heads may be sharded, and stay so. Differentiable once, in reverse mode, in query, key, value and
     softmax_aux. ``docs/contract.md`` defines every argument.
 
     Args:
@@ -98,6 +99,7 @@ def ring_attention(
       TypeError: a wrong dtype, type or number of dimensions.
       ValueError: a wrong value, shapes that disagree, or an axis name that is not bound.
       NotImplementedError: bias, float64, a head_dim above 512, a second derivative.
+      jax.errors.JaxRuntimeError: when it runs and there is no memory; on all ranks of a ring.
     """
     if bias is not None:
         raise NotImplementedError(

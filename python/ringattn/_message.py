@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What travels round the ring: K, V, segment ids and positions of each batch row in one array, and a
+gate that ties it to what must have ended before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ._calls import all_varying
+from ._library import Config, Step
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that is static. Equal ones do not trace again."""
+
+    config: Config
+    axis_name: Any
+    steps: tuple[tuple[Step, ...], ...]  # of every rank
+    forward_state: int  # floats per batch row
+    backward_state: int
+    word: Any  # the dtype of messages
+    ids_at: int
+    positions_at: int
+    gate_at: int
+    words: int
+    heads_alike: bool  # to the mask
+
+
+class Extras(NamedTuple):
+    """Operands without a gradient."""
+
+    rank: jax.Array
+    q_segment_ids: jax.Array | None
+    kv_segment_ids: jax.Array | None
+    q_positions: jax.Array | None
+    kv_positions: jax.Array | None
+    bitmap: jax.Array | None
+
+
+def _words(setup: Setup, x: jax.Array, batch: int) -> jax.Array:
+    """The bits of x as words of a message, [B, words]: float32, or uint16, as XLA sends 16-bit
+    floats as float32."""
+    return lax.bitcast_convert_type(x, setup.word).reshape(batch, -1)
+
+
+def pack(
+    setup: Setup, key: jax.Array, value: jax.Array, extras: Extras, gate: jax.Array
+) -> jax.Array:
+    """One message: K, V, segment ids and positions of each batch row, and a gate."""
+    batch = key.shape[0]
+    parts = [_words(setup, key, batch), _words(setup, value, batch)]
+
+    def pad_to(at: int) -> None:
+        missing = at - sum(p.shape[1] for p in parts)
+        if missing:
+            parts.append(jnp.zeros_like(parts[0], shape=(batch, missing)))
+
+    def append(at: int, row: jax.Array) -> None:
+        pad_to(at)
+        parts.append(jnp.broadcast_to(row, (batch, row.shape[1])))
+
+    if extras.kv_segment_ids is not None:
+        append(setup.ids_at, _words(setup, extras.kv_segment_ids, batch))
+    if extras.kv_positions is not None:
+        append(setup.positions_at, _words(setup, extras.kv_positions, 1))
+    append(setup.gate_at, _words(setup, gate, 1))
+    return jnp.concatenate(all_varying(parts), axis=1)
+
+
+def tie(setup: Setup, message: jax.Array, gate: jax.Array) -> jax.Array:
+    """The message, which now cannot be sent on before `gate` is there.
+
+    Untied, XLA would start every transfer at once and keep every shard.
+    """
+    word = _words(setup, gate, 1)
+    return lax.dynamic_update_slice(message, all_varying([word, message])[0], (0, setup.gate_at))
+
+
+@jax.custom_batching.custom_vmap
+def gate_after(x: jax.Array) -> jax.Array:
+    """A gate that is there when x is: a number of which nobody knows anything."""
+    return lax.bitcast_convert_type(
+        x[(slice(0, 1),) * x.ndim].reshape(()).astype(jnp.float32), jnp.int32
+    )
+
+
+@gate_after.def_vmap
+def _gate_after_any(_size: int, _batched: list, x: jax.Array) -> tuple:
+    return gate_after(x[0]), False  # one for the whole batch: the message may have none
