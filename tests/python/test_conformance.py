@@ -2,6 +2,7 @@
 """The conformance table of the core through JAX: every row, ring and layout, values and gradients
 against float64, by the error model of the C++ tests; and the bits of the C++ ring."""
 
+import functools
 from types import SimpleNamespace
 
 import jax
@@ -16,6 +17,10 @@ from ringattn.jax import ring_attention
 
 LAYOUTS = ringattn.LAYOUTS
 SEQ = {"query", "key", "value", "dout", "q_segment_ids", "kv_segment_ids"}
+
+
+# Half of the time would go into making XLA's own few loops fast, which run once.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 class Dense:
@@ -87,7 +92,7 @@ def run(o: Oracle, world: int, layout: str) -> dict:
     args = [jnp.asarray(moved[n]) for n in diff + fixed]
     back = {side: np.argsort(index) for side, index in order.items()}
     if not o.options["backward"]:
-        out, lse = jax.jit(f)(*args)
+        out, lse = jit(f)(*args)
         grads = ()
     else:
         dlse = moved.get("dlse")
@@ -96,7 +101,7 @@ def run(o: Oracle, world: int, layout: str) -> dict:
             (out, lse), pull = jax.vjp(lambda *d: f(*d, *args[len(diff) :]), *args[: len(diff)])
             return out, lse, pull((dout, jnp.zeros_like(lse) if dlse is None else dlse))
 
-        out, lse, grads = jax.jit(both)(moved["dout"], dlse, *args)
+        out, lse, grads = jit(both)(moved["dout"], dlse, *args)
     results = {"out": np.asarray(out)[:, back["q"]], "lse": np.asarray(lse)[:, :, back["q"]]}
     for name, grad in zip(diff, grads):
         grad = np.asarray(grad)
