@@ -120,6 +120,13 @@ AtomicOutput::AtomicOutput(const std::string& path, Kind kind)
   open.paths.insert(temporary_);
 }
 
+AtomicOutput::AtomicOutput(const std::string& path, Kind kind, const std::string& temporary)
+    : path_(without_trailing_slashes(path)), temporary_(temporary), kind_(kind) {
+  Registry& open = registry();
+  const std::lock_guard lock(open.mutex);
+  open.paths.insert(temporary_);
+}
+
 AtomicOutput::~AtomicOutput() {
   Registry& open = registry();
   const std::lock_guard lock(open.mutex);
@@ -128,14 +135,20 @@ AtomicOutput::~AtomicOutput() {
   fs::remove_all(temporary_, ignored);
 }
 
+std::string AtomicOutput::name_of(const std::string& folder, const std::string& entry) const {
+  return kind_ == Kind::kFolder ? folder + "/" + entry : folder;
+}
+
 std::unique_ptr<FileWriter> AtomicOutput::create(const std::string& entry) {
   Registry& open = registry();
   const std::lock_guard lock(open.mutex);
-  if (kind_ == Kind::kFolder) {
-    return std::make_unique<FileWriter>(temporary_ + "/" + entry, path_ + "/" + entry);
-  }
-  (void)::unlink(temporary_.c_str());
-  return std::make_unique<FileWriter>(temporary_, path_);
+  if (kind_ == Kind::kFile) (void)::unlink(temporary_.c_str());
+  return std::make_unique<FileWriter>(name_of(temporary_, entry), name_of(path_, entry));
+}
+
+std::unique_ptr<FileWriter> AtomicOutput::join(const std::string& entry) {
+  return std::make_unique<FileWriter>(name_of(temporary_, entry), name_of(path_, entry),
+                                      FileWriter::Mode::kJoin);
 }
 
 void AtomicOutput::commit() {

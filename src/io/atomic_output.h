@@ -18,6 +18,10 @@ class AtomicOutput {
   /// other things than .npy files is never replaced. Throws FileError.
   AtomicOutput(const std::string& path, Kind kind);
 
+  /// Helps with an output that another process has created as `temporary` and will commit. All of
+  /// them see to it that nothing is left of it, should the others end before.
+  AtomicOutput(const std::string& path, Kind kind, const std::string& temporary);
+
   /// Removes the temporary unless commit() succeeded.
   ~AtomicOutput();
   AtomicOutput(const AtomicOutput&) = delete;
@@ -26,10 +30,18 @@ class AtomicOutput {
   /// The file itself (`entry` empty), or a new file inside the folder.
   std::unique_ptr<FileWriter> create(const std::string& entry = {});
 
+  /// The same for a file that another process has created, to write to it as well.
+  std::unique_ptr<FileWriter> join(const std::string& entry = {});
+
+  /// Where it is until commit().
+  const std::string& temporary() const { return temporary_; }
+
   /// Renames the temporary to the name. Writers must be closed.
   void commit();
 
  private:
+  std::string name_of(const std::string& folder, const std::string& entry) const;
+
   std::string path_;
   std::string temporary_;
   Kind kind_;
