@@ -9,9 +9,9 @@
 
 namespace ringattn::support {
 
-/// Collective. `make` gives this rank's part of the job; `expected` is called on rank 0 alone, while
-/// the others wait. The report has tensors and verdicts on rank 0; on the others, whether all is
-/// well.
+/// Collective. `make` gives this rank's part of the job; `expected` is called on rank 0 alone,
+/// while the others wait. The report has tensors and verdicts on rank 0; on the others, whether all
+/// is well.
 CheckReport check_over_processes(
     Communicator& ring, const Problem& problem, const Options& options, bool backward,
     const CheckSettings& settings,

@@ -91,7 +91,8 @@ FileWriter::FileWriter(const std::string& path, std::string shown, Mode mode)
                          0666)),
       shown_(std::move(shown)) {
   if (descriptor_ >= 0) return;
-  throw FileError(shown_, (mode == Mode::kCreate ? "cannot create: " : "cannot write: ") + reason());
+  throw FileError(shown_,
+                  (mode == Mode::kCreate ? "cannot create: " : "cannot write: ") + reason());
 }
 
 FileWriter::~FileWriter() {

@@ -26,7 +26,8 @@ std::vector<std::int64_t> shape_of_rows(const TensorEntry& entry, std::size_t ax
   return shape;
 }
 
-/// Calls stretch(offset in the file, offset in the shard, bytes) for whatever lies together in both.
+/// Calls stretch(offset in the file, offset in the shard, bytes) for whatever lies together in
+/// both.
 template <class Stretch>
 void for_each_stretch(const TensorEntry& entry, std::size_t axis, const Positions& rows,
                       const Stretch& stretch) {

@@ -116,7 +116,8 @@ void TensorOutput::open(FileWriter::Mode mode) {
   for (const auto& [name, place] : places_) {
     auto& file = files_[place.file];
     if (file != nullptr) continue;
-    file = mode == FileWriter::Mode::kCreate ? output_.create(place.file) : output_.join(place.file);
+    file =
+        mode == FileWriter::Mode::kCreate ? output_.create(place.file) : output_.join(place.file);
   }
 }
 

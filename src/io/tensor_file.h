@@ -72,7 +72,7 @@ class TensorOutput {
   void open(FileWriter::Mode mode);
 
   AtomicOutput output_;
-  std::map<std::string, Place> places_;                      // of each tensor
+  std::map<std::string, Place> places_;                       // of each tensor
   std::map<std::string, std::unique_ptr<FileWriter>> files_;  // by Place::file
 };
 

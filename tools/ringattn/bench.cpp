@@ -78,8 +78,7 @@ struct Bench {
   Peaks peaks;
   nlohmann::json results = nlohmann::json::array();
 
-  Bench(const Settings& s, Communicator* ring)
-      : settings(s), processes(ring), progress(!s.quiet) {}
+  Bench(const Settings& s, Communicator* ring) : settings(s), processes(ring), progress(!s.quiet) {}
 
   void add(const support::Case& c, const char* pass, const Milliseconds& times,
            const support::RingResult& result, const std::vector<PassCounts>& ranks,

@@ -71,8 +71,8 @@ Mask to_mask(const std::shared_ptr<const TensorFile>& file, const std::string& n
   const auto band = std::make_shared<Band>();
   const auto fill = [=](std::int64_t head, Range rows, Range keys, std::uint8_t* visible) {
     if (band->head != head || band->rows.begin != rows.begin || band->rows.end != rows.end) {
-      band->bits = file->read_rows(name, shape.per_head ? 1 : 0,
-                                   {.runs = {{rows.begin, rows.size()}, {}}});
+      band->bits =
+          file->read_rows(name, shape.per_head ? 1 : 0, {.runs = {{rows.begin, rows.size()}, {}}});
       band->head = head;
       band->rows = rows;
     }

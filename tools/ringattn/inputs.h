@@ -12,8 +12,8 @@
 
 namespace ringattn::tool {
 
-/// Global tensors, ready to be sharded, or one rank's rows of them: data in the problem's dtype, ids
-/// int32, positions int64.
+/// Global tensors, ready to be sharded, or one rank's rows of them: data in the problem's dtype,
+/// ids int32, positions int64.
 struct Inputs {
   Problem problem;
   Options options;      // of the settings, with the tensor `mask`, if there is one

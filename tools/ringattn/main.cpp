@@ -100,12 +100,16 @@ void flush_output() {
   ::_exit(code);
 }
 
-/// This process's part of a command over all processes that the launcher has started.
-int run_over_processes(Settings settings) {
+/// This process's part of a command over all processes that the launcher has started. `refused`:
+/// what is wrong with its command line, if anything is.
+int run_over_processes(Settings settings, const std::exception_ptr& refused) {
   const std::unique_ptr<ProcessRing> processes = start_process_ring(settings.timeout);
   Communicator& ring = processes->ring();
   int code = kInternal;
   try {
+    together(ring, [&] {
+      if (refused) std::rethrow_exception(refused);
+    });
     use_process_ring(settings, ring);
     code = dispatch(settings, &ring);
     together(ring, flush_output);
@@ -126,16 +130,32 @@ int run_over_processes(Settings settings) {
   return code;
 }
 
+/// Will other processes have read the same command line? Then they refuse it together.
+bool names_processes(const std::vector<std::string>& arguments) {
+  const auto option = std::find(arguments.begin(), arguments.end(), "--communicator");
+  const bool apart =
+      option != arguments.end() && option + 1 != arguments.end() && *(option + 1) == "mpi";
+  const bool one_word =
+      std::find(arguments.begin(), arguments.end(), "--communicator=mpi") != arguments.end();
+  return (apart || one_word) && arguments.front() != "plan" && !mpi_build().library.empty();
+}
+
 int run(const std::vector<std::string>& arguments) {
-  const Settings settings = parse(arguments);
+  Settings settings;
+  std::exception_ptr refused;
+  try {
+    settings = parse(arguments);
+  } catch (const Error&) {
+    if (!names_processes(arguments)) throw;
+    refused = std::current_exception();
+  }
   if (!settings.text.empty()) {
     fmt::print("{}", settings.text);
     flush_output();
-    return settings.no_command
-               ? fail(kUsage, "expected a command: run, check, bench, plan or info")
-               : 0;
+    return settings.no_command ? fail(kUsage, "expected a command: run, check, bench, plan or info")
+                               : 0;
   }
-  if (settings.over_processes()) return run_over_processes(settings);
+  if (refused || settings.over_processes()) return run_over_processes(settings, refused);
   const int code = dispatch(settings, nullptr);
   flush_output();
   return code;

@@ -40,9 +40,9 @@ struct Place {
 void use_process_ring(Settings& settings, Communicator& ring) {
   together(ring, [&] {
     if (!settings.given.contains("--ring") || settings.ring == ring.size()) return;
-    throw Error(ErrorCode::kInvalidArgument,
-                "--ring: expected the " + std::to_string(ring.size()) +
-                    " processes that the launcher started, got " + std::to_string(settings.ring));
+    throw Error(ErrorCode::kInvalidArgument, "--ring: expected the " + std::to_string(ring.size()) +
+                                                 " processes that the launcher started, got " +
+                                                 std::to_string(settings.ring));
   });
   settings.ring = ring.size();
   settings.given.insert("--ring");  // wins over a case's own

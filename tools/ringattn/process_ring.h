@@ -48,8 +48,9 @@ class Agreed : public std::exception {
   bool said_;
 };
 
-/// The launcher says how many ranks there are: puts that, and fair_threads() if no number of threads
-/// was given, into the settings, and silences all ranks but the first. Throws Agreed if --ring says otherwise.
+/// The launcher says how many ranks there are: puts that, and fair_threads() if no number of
+/// threads was given, into the settings, and silences all ranks but the first. Throws Agreed if
+/// --ring says otherwise.
 void use_process_ring(Settings& settings, Communicator& ring);
 
 /// Runs `work`, which must not use the ring, on every rank. If it throws somewhere, Agreed is

@@ -5,9 +5,7 @@
 
 namespace ringattn::tool {
 
-MpiBuild mpi_build() {
-  return {"", "this tool was built without MPI (CMake option RINGATTN_MPI)"};
-}
+MpiBuild mpi_build() { return {"", "this tool was built without MPI (CMake option RINGATTN_MPI)"}; }
 
 std::unique_ptr<ProcessRing> start_process_ring(std::chrono::milliseconds) {
   throw Error(ErrorCode::kUnsupported, "--communicator mpi: " + mpi_build().reason);
