@@ -74,8 +74,9 @@ TensorMap read_tensors(const std::string& path) {
   return tensors;
 }
 
-TensorOutput::TensorOutput(const std::string& path, const TensorShapes& shapes)
-    : output_(path, kind_of(path)), places_(places(path, shapes)) {
+TensorOutput::TensorOutput(const std::string& path, const TensorShapes& shapes,
+                           AtomicOutput::Writers writers)
+    : output_(path, kind_of(path), writers), places_(places(path, shapes)) {
   open(FileWriter::Mode::kCreate);
   for (const auto& [name, place] : places_) {
     FileWriter& file = *files_.at(place.file);

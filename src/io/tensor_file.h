@@ -45,7 +45,8 @@ TensorMap read_tensors(const std::string& path);
 class TensorOutput {
  public:
   /// Creates the temporary, with its headers and room for the data.
-  TensorOutput(const std::string& path, const TensorShapes& shapes);
+  TensorOutput(const std::string& path, const TensorShapes& shapes,
+               AtomicOutput::Writers writers = AtomicOutput::Writers::kThisMachine);
 
   /// Joins what another process has created as `temporary`, of the same shapes.
   TensorOutput(const std::string& path, const TensorShapes& shapes, const std::string& temporary);

@@ -86,8 +86,7 @@ class MpiToolFaults : public ::testing::TestWithParam<std::string> {
     for (const auto& entry : std::filesystem::directory_iterator(folder_.path())) {
       const std::string name = entry.path().filename().string();
       if (!name.starts_with(".ringattn-")) continue;
-      ++temporaries_;
-      last_left_ = what;
+      ADD_FAILURE() << what << " left " << name;
       std::filesystem::remove(entry.path());
     }
   }
@@ -96,8 +95,6 @@ class MpiToolFaults : public ::testing::TestWithParam<std::string> {
   const std::string in_ = folder_ / "in.safetensors";
   const std::string out_ = folder_ / "out.safetensors";
   std::string expected_;
-  int temporaries_ = 0;  // found, and what left the last of them
-  std::string last_left_;
 };
 
 const char* const kKinds[] = {"kill", "stop", "exit", "throw"};
@@ -112,14 +109,12 @@ TEST_P(MpiToolFaults, EveryTrialEndsAndLeavesNothing) {
     }
   }
   EXPECT_GT(trials, 100);
-  expect_no_temporaries();
 }
 
 TEST_P(MpiToolFaults, ASelectionEndsAndLeavesNothing) {
   const int n = 3;
   const int verbs = count_verbs(n);
   for (int i = 0; i < 8; ++i) try_fault(n, i % n, i * (verbs - 1) / 7, kKinds[i % 4]);
-  expect_no_temporaries();
 }
 
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(MpiToolFaults);

@@ -6,7 +6,7 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
+#include <fstream>
 #include <vector>
 
 #include "ringattn/error.h"
@@ -77,6 +77,17 @@ void together(Communicator& ring, const std::function<void()>& work) {
 
 std::string from_first(Communicator& ring, const std::string& text) {
   return support::gather_all(ring, to_words<4096>(text))[0].data();
+}
+
+bool on_one_machine(Communicator& ring) {
+  std::string machine;  // since its last start
+  std::ifstream("/proc/sys/kernel/random/boot_id") >> machine;
+  std::array<char, 64> numbers{};  // the namespace of process numbers
+  if (machine.empty() || ::readlink("/proc/self/ns/pid", numbers.data(), numbers.size() - 1) < 0) {
+    machine = "unknown, of rank " + std::to_string(ring.rank());
+  }
+  const auto all = support::gather_all(ring, to_words<256>(machine + numbers.data()));
+  return std::count(all.begin(), all.end(), all[0]) == ring.size();
 }
 
 int fair_threads(Communicator& ring) {

@@ -61,6 +61,9 @@ void together(Communicator& ring, const std::function<void()>& work);
 /// Rank 0's text, everywhere; up to 4,095 bytes.
 std::string from_first(Communicator& ring, const std::string& text);
 
+/// Do all ranks run on one machine, and know its processes by the same numbers?
+bool on_one_machine(Communicator& ring);
+
 /// Threads for this rank if nobody says how many: the cores that it may run on, shared with the
 /// other ranks that may run on the very same ones.
 int fair_threads(Communicator& ring);

@@ -59,8 +59,10 @@ class Output {
   /// Rank 0 creates the files, everybody fills them, rank 0 gives them their name.
   void write(Communicator& ring) {
     const bool first = ring.rank() == 0;
+    const auto writers = on_one_machine(ring) ? AtomicOutput::Writers::kThisMachine
+                                              : AtomicOutput::Writers::kMachines;
     together(ring, [&] {
-      if (first) output_.emplace(settings_.output, shapes_);
+      if (first) output_.emplace(settings_.output, shapes_, writers);
     });
     const std::string temporary = from_first(ring, first ? output_->temporary() : "");
     together(ring, [&] {
