@@ -358,8 +358,11 @@ void MpiProcess::end() {
   std::vector<std::byte> here(static_cast<std::size_t>(ring_->size()));
   gather(*ring_, host_memory(), here, 1, {});
   ring_.reset();
-  std::thread([timeout = options_.timeout] {
-    std::this_thread::sleep_for(timeout);
+  // MPICH over a slow network may wait in MPI_Finalize for ranks that have left it. All is done by
+  // now, so nobody has to wait for long.
+  constexpr milliseconds kFinalize{10000};
+  std::thread([patience = std::min(options_.timeout, kFinalize)] {
+    std::this_thread::sleep_for(patience);
     ::_exit(4);
   }).detach();
   check(MPI_Finalize(), "MPI_Finalize");

@@ -19,6 +19,7 @@ int huge(const Words& words);         // BYTES: one transfer of so many
 int mismatch(const Words& words);     // WHAT differs on rank 1
 int refusals(const Words& words);     // communicators that are none
 int faults(const Words& words);       // see worker_faults.cpp
+int endless(const Words& words);      // DIR TIMEOUT_MS: until a rank is lost
 int count_verbs(const Words& words);  // DIR N
 
 }  // namespace ringattn::testing

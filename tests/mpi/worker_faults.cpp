@@ -55,6 +55,27 @@ int count_verbs(const Words& words) {
   return 0;
 }
 
+/// DIR TIMEOUT_MS: rings until something fails. Every rank writes DIR/RANK.begun, and then how and
+/// when it ended.
+int endless(const Words& words) {
+  MpiOptions options;
+  options.timeout = std::chrono::milliseconds(std::stoi(words.at(1)));
+  const auto ring = mpi_communicator(MPI_COMM_WORLD, options);
+  const std::string file = words.at(0) + "/" + std::to_string(ring->rank());
+  int code = 0;
+  std::string message = "finished";
+  try {
+    attend(*ring);
+    write_line(file + ".begun", "");
+    for (;;) attend(*ring);
+  } catch (const Error& error) {
+    code = error.code() == ErrorCode::kCommunication ? 4 : 1;
+    message = error.what();
+  }
+  write_line(file + ".end", std::to_string(code) + " " + std::to_string(now_ms()) + " " + message);
+  ::_exit(code);
+}
+
 /// DIR TIMEOUT_MS N CULPRIT:VERB:KIND...; KIND is kill, stop, exit or throw; one for each ring.
 /// Every rank writes DIR/RANK: its pid, then how it ended.
 int faults(const Words& words) {
