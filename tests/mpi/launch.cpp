@@ -24,8 +24,21 @@ std::vector<std::string> flavours() {
   return all;
 }
 
+namespace {
+
+/// What the kernel says of a process that may end meanwhile: streams would throw then.
+std::string read_process(const std::string& path) {
+  char text[4096];
+  const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const ssize_t length = file < 0 ? -1 : ::read(file, text, sizeof text);
+  if (file >= 0) ::close(file);
+  return length <= 0 ? std::string() : std::string(text, static_cast<std::size_t>(length));
+}
+
+}  // namespace
+
 bool alive(int pid) {
-  const std::string status = get("/proc/" + std::to_string(pid) + "/stat");
+  const std::string status = read_process("/proc/" + std::to_string(pid) + "/stat");
   const std::size_t state = status.rfind(')');  // "PID (NAME) S ..."
   return state != std::string::npos && state + 2 < status.size() && status[state + 2] != 'Z';
 }
@@ -36,7 +49,8 @@ std::vector<int> pids_with(const std::string& word) {
   for (const auto& entry : std::filesystem::directory_iterator("/proc", ignored)) {
     const int pid = std::atoi(entry.path().filename().c_str());
     if (pid <= 0 || pid == ::getpid() || !alive(pid)) continue;
-    if (get(entry.path() / "cmdline").find(word) != std::string::npos) pids.push_back(pid);
+    if (read_process((entry.path() / "cmdline").string()).find(word) != std::string::npos)
+      pids.push_back(pid);
   }
   return pids;
 }
