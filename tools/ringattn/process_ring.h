@@ -38,6 +38,7 @@ std::unique_ptr<ProcessRing> start_process_ring(std::chrono::milliseconds timeou
 class Agreed : public std::exception {
  public:
   /// `cause`: what this rank reports; `said`: rank 0 or another lower rank reports the very same.
+  // NOLINTNEXTLINE(bugprone-throw-keyword-missing): a member, not an exception to be thrown
   Agreed(std::exception_ptr cause, bool said) : cause_(std::move(cause)), said_(said) {}
   const char* what() const noexcept override { return "a failure that every rank knows of"; }
   const std::exception_ptr& cause() const { return cause_; }
