@@ -49,6 +49,19 @@ TEST_P(MpiRing, DeliversEveryBlockUnderRandomDelays) {
   }
 }
 
+TEST_P(MpiRing, ABlockOfAnotherHopOrOwnerIsAnError) {
+  for (const bool hop : {true, false}) {
+    const Launched done = run(2, {"stale", hop ? "hop" : "owner"});
+    EXPECT_EQ(done.code, 0) << done.out;
+    const std::string got = hop ? "got 8 bytes of the block of rank 0 at hop 7"
+                                : "got 8 bytes of the block of rank 7 at hop 1";
+    EXPECT_NE(done.out.find("rank 1 expected 8 bytes of the block of rank 0 at hop 1"),
+              std::string::npos)
+        << done.out;
+    EXPECT_NE(done.out.find(got), std::string::npos) << done.out;
+  }
+}
+
 TEST_P(MpiRing, EveryRankNamesTheFieldThatDiffersAndBothValues) {
   const std::vector<std::pair<std::string, std::string>> fields = {
       {"dtype", "dtype: expected the same on every rank, got f32 on rank 0 and bf16 on rank 1"},

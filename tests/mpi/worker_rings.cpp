@@ -164,6 +164,23 @@ int huge(const Words& words) {
   return 0;
 }
 
+int stale(const Words& words) {
+  const auto ring = mpi_communicator(MPI_COMM_WORLD, options());
+  Cargo cargo{1, 0, 0};
+  if (ring->rank() == 0) (words.at(0) == "hop" ? cargo.hop : cargo.sent) = 7;
+  const std::vector<std::byte> out(ring->rank() == 0 ? 8 : 0);
+  std::vector<std::byte> in(ring->rank() == 1 ? 8 : 0);
+  const auto ticket = ring->shift(out, in, in.size(), 1, {}, cargo);
+  try {
+    ring->wait(ticket, {});
+    if (ring->rank() == 1) std::printf("no error\n");
+  } catch (const Error& error) {
+    if (error.code() == ErrorCode::kCommunication) std::printf("%s\n", error.what());
+  }
+  ring->finish(ticket, {});
+  return 0;
+}
+
 int mismatch(const Words& words) {
   const auto ring = mpi_communicator(MPI_COMM_WORLD, options());
   const std::string& what = words.at(0);
