@@ -31,6 +31,7 @@ else()
   find_package(MPI COMPONENTS CXX)
 endif()
 if(MPI_CXX_FOUND)
+  set_target_properties(MPI::MPI_CXX PROPERTIES IMPORTED_GLOBAL TRUE)  # for the examples
   ringattn_mpi_library(ringattn_mpi MPI::MPI_CXX)
   add_library(ringattn::mpi ALIAS ringattn_mpi)
   set_target_properties(ringattn_mpi PROPERTIES EXPORT_NAME mpi)

@@ -109,6 +109,22 @@ double CheckReport::max_error() const {
   return largest;
 }
 
+Options CheckSettings::chosen(const Options& options) const {
+  Options chosen = options;
+  chosen.backend = backend;
+  if (executor != nullptr) chosen.executor = executor;
+  return chosen;
+}
+
+RingSettings CheckSettings::run(bool backward) const {
+  RingSettings run;
+  run.backward = backward;
+  run.timeout = timeout;
+  run.grad_dtype = grad_dtype;
+  run.guarded = guarded;
+  return run;
+}
+
 Expected make_expected(const Problem& problem, const Options& options, const RingInputs& inputs,
                        bool backward) {
   return {float64_truth(problem, options, inputs, backward),
@@ -116,20 +132,10 @@ Expected make_expected(const Problem& problem, const Options& options, const Rin
           Visibility(options, inputs).pairs(problem.batch, problem.query_heads)};
 }
 
-CheckReport check_against(const Expected& expected, const Problem& problem, const Options& options,
-                          const RingInputs& inputs, int ring, bool backward,
-                          const CheckSettings& settings) {
-  Options chosen = options;
-  chosen.backend = settings.backend;
-  if (settings.executor != nullptr) chosen.executor = settings.executor;
-  RingSettings run;
-  run.ring = ring;
-  run.backward = backward;
-  run.timeout = settings.timeout;
-  run.grad_dtype = settings.grad_dtype;
-  run.guarded = settings.guarded;
+CheckReport judge(const Expected& expected, const Problem& problem, const RingInputs& inputs,
+                  RingResult result, const RingResult* again) {
   CheckReport report;
-  report.result = run_on_ring(problem, chosen, inputs, run);
+  report.result = std::move(result);
   compare_tensors(problem, expected.truth, expected.naive, report);
   // Where only the GPU sees ids and positions, counts are those of mask and layout.
   const bool counted = problem.device == Device::kCpu ||
@@ -137,13 +143,30 @@ CheckReport check_against(const Expected& expected, const Problem& problem, cons
                         !inputs.q_positions.present());
   if (counted) {
     check_counts("forward", report.result.forward, expected.pairs, report);
-    if (backward) check_counts("backward", report.result.backward, expected.pairs, report);
+    if (!report.result.backward.empty()) {
+      check_counts("backward", report.result.backward, expected.pairs, report);
+    }
   }
-  if (settings.twice) {
-    const RingResult again = run_again(problem, chosen, inputs, run, ring, settings.other_executor);
-    const std::string tensor = different_bits(report.result, again);
+  if (again != nullptr) {
+    const std::string tensor = different_bits(report.result, *again);
     if (!tensor.empty()) report.failures.push_back(tensor + ": other bits in a second run");
   }
+  return report;
+}
+
+CheckReport check_against(const Expected& expected, const Problem& problem, const Options& options,
+                          const RingInputs& inputs, int ring, bool backward,
+                          const CheckSettings& settings) {
+  const Options chosen = settings.chosen(options);
+  RingSettings run = settings.run(backward);
+  run.ring = ring;
+  RingResult result = run_on_ring(problem, chosen, inputs, run);
+  RingResult again;
+  if (settings.twice) {
+    again = run_again(problem, chosen, inputs, run, ring, settings.other_executor);
+  }
+  CheckReport report =
+      judge(expected, problem, inputs, std::move(result), settings.twice ? &again : nullptr);
   if (settings.against_one && ring > 1) {
     const RingResult one = run_again(problem, chosen, inputs, run, 1, nullptr);
     compare_with_one(problem, one, expected.truth, expected.naive, report);

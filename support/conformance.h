@@ -23,6 +23,10 @@ struct CheckSettings {
   bool guarded = true;       // strided tensors between canaries
   bool twice = true;         // run again: the same bits
   bool against_one = false;  // on one rank too: the error must not grow with the ring
+
+  /// The options and settings of the run that is judged.
+  Options chosen(const Options& options) const;
+  RingSettings run(bool backward) const;
 };
 
 /// The results of the backend "reference" on one rank, in float64 throughout.
@@ -47,6 +51,10 @@ struct Expected {
 };
 Expected make_expected(const Problem& problem, const Options& options, const RingInputs& inputs,
                        bool backward);
+
+/// The verdict on results that are there, those of a second run (or null) beside them.
+CheckReport judge(const Expected& expected, const Problem& problem, const RingInputs& inputs,
+                  RingResult result, const RingResult* again);
 
 /// Throws what the library throws; a difference is a report.
 CheckReport check_against(const Expected& expected, const Problem& problem, const Options& options,

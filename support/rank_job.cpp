@@ -2,7 +2,6 @@
 #include "support/rank_job.h"
 
 #include <algorithm>
-#include <cstring>
 #include <future>
 #include <string>
 #include <utility>
@@ -81,39 +80,51 @@ RingResult RankJob::summary() {
   return result;
 }
 
-/// All ranks' rows in global order; `seq_dim` < 0: the same on every rank, which is checked.
+/// Calls take(rank, bytes) on rank 0 with every rank's tensor, one after the other.
+template <class Take>
+void RankJob::send_to_first(const HostTensor& own, const Take& take) {
+  const auto sizes = gather_all(*ring_, own.size_bytes());
+  const int me = ring_->rank();
+  guarded(ring_, [&] {
+    if (me == 0) take(0, std::span(own.data(), own.size_bytes()));
+    for (int r = 1; r < ring_->size(); ++r) {
+      std::vector<std::byte> came(me == 0 ? sizes[static_cast<std::size_t>(r)] : 0);
+      std::span<const std::byte> out;
+      if (me == r) out = {own.data(), own.size_bytes()};
+      const auto ticket = ring_->shift(out, came, came.size(), -r, {}, {r, r, r});
+      ring_->wait(ticket, {});
+      ring_->finish(ticket, {});
+      if (me == 0) take(r, std::span<const std::byte>(came));
+    }
+  });
+}
+
+/// All ranks' rows in global order, on rank 0.
 HostTensor RankJob::collect(const LocalTensor& rows, int seq_dim, std::int64_t length) {
   const ConstTensorView view = rows.view();
   if (!view.present()) return {};
   HostTensor own(view.dtype, shape_of(view));
   unshard(view, 0, Layout::kContiguous, 1, 0, own.view());  // a plain copy of strided memory
-  const auto sizes = gather_all(*ring_, own.size_bytes());
-  const std::size_t most = *std::max_element(sizes.begin(), sizes.end());
-  if (most == 0) return own;
-  std::vector<std::byte> table(most * sizes.size());
-  const auto at = [&](int rank) { return table.data() + most * static_cast<std::size_t>(rank); };
-  std::copy(own.data(), own.data() + own.size_bytes(), at(ring_->rank()));
-  gather(*ring_, host_memory(), table, most, {});
-  if (seq_dim < 0) {
-    for (int r = 0; r < ring_->size(); ++r) {
-      if (std::memcmp(at(r), own.data(), own.size_bytes()) == 0) continue;
-      throw Error(ErrorCode::kInternal, "dsoftmax_aux: rank " + std::to_string(r) +
-                                            " differs from rank " + std::to_string(ring_->rank()));
-    }
-    return own;
-  }
   std::vector<std::int64_t> shape = own.shape();
   const auto d = static_cast<std::size_t>(seq_dim);
   shape[d] = length;
-  HostTensor global(view.dtype, shape);
-  for (int r = 0; r < ring_->size(); ++r) {
+  HostTensor global = ring_->rank() == 0 ? HostTensor(view.dtype, shape) : HostTensor();
+  send_to_first(own, [&](int r, std::span<const std::byte> bytes) {
     std::vector<std::int64_t> local = shape;
     local[d] = positions(options_.layout, length, ring_->size(), r).size();
     HostTensor part(view.dtype, local);
-    std::memcpy(part.data(), at(r), part.size_bytes());
+    std::copy(bytes.begin(), bytes.end(), part.data());
     unshard(std::as_const(part).view(), seq_dim, options_.layout, ring_->size(), r, global.view());
-  }
+  });
   return global;
+}
+
+void RankJob::require_equal_everywhere(const HostTensor& own) {
+  send_to_first(own, [&](int r, std::span<const std::byte> bytes) {
+    if (std::equal(bytes.begin(), bytes.end(), own.data(), own.data() + own.size_bytes())) return;
+    throw Error(ErrorCode::kInternal,
+                "dsoftmax_aux: rank " + std::to_string(r) + " differs from rank 0");
+  });
 }
 
 RingResult RankJob::result() {
@@ -123,7 +134,12 @@ RingResult RankJob::result() {
   result.dquery = collect(rank_->dquery, 1, problem_.query_seq);
   result.dkey = collect(rank_->dkey, 1, problem_.key_seq);
   result.dvalue = collect(rank_->dvalue, 1, problem_.key_seq);
-  result.dsinks = collect(rank_->dsinks, -1, 0);
+  const ConstTensorView sinks = rank_->dsinks.view();
+  if (sinks.present()) {
+    result.dsinks = HostTensor(sinks.dtype, shape_of(sinks));
+    unshard(sinks, 0, Layout::kContiguous, 1, 0, result.dsinks.view());
+    require_equal_everywhere(result.dsinks);
+  }
   return result;
 }
 

@@ -48,14 +48,17 @@ class RankJob {
   /// Everything but the tensors, of all ranks.
   RingResult summary();
 
-  /// The global tensors too, on every rank: for small ones.
+  /// The global tensors too, on rank 0: for what fits there.
   RingResult result();
 
  private:
   RankJob(Communicator& ring, const Problem& problem, const Options& options,
           const RingSettings& settings);
   double timed_pass(bool backward);
+  template <class Take>
+  void send_to_first(const HostTensor& own, const Take& take);
   HostTensor collect(const LocalTensor& rows, int seq_dim, std::int64_t length);
+  void require_equal_everywhere(const HostTensor& own);
 
   Communicator* ring_;
   Problem problem_;

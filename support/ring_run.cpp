@@ -146,8 +146,21 @@ double RingJob::backward() {
   return backward_ms_;
 }
 
-RingResult RingJob::result() const {
+RingResult RingJob::summary() const {
   RingResult result;
+  for (const auto& rank : ranks_) {
+    result.forward.push_back(rank->forward);
+    if (settings_.backward) result.backward.push_back(rank->backward);
+  }
+  result.forward_ms = forward_ms_;
+  result.backward_ms = backward_ms_;
+  result.backend = ranks_[0]->attention->backend();
+  result.backend_reason = ranks_[0]->attention->backend_reason();
+  return result;
+}
+
+RingResult RingJob::result() const {
+  RingResult result = summary();
   const auto gather = [&](LocalTensor RingRank::*member, int seq_dim, std::int64_t length) {
     const ConstTensorView first = (ranks_[0].get()->*member).view();
     if (!first.present()) return HostTensor();
@@ -177,14 +190,6 @@ RingResult RingJob::result() const {
     }
     result.dsinks = std::move(whole);
   }
-  for (const auto& rank : ranks_) {
-    result.forward.push_back(rank->forward);
-    if (settings_.backward) result.backward.push_back(rank->backward);
-  }
-  result.forward_ms = forward_ms_;
-  result.backward_ms = backward_ms_;
-  result.backend = ranks_[0]->attention->backend();
-  result.backend_reason = ranks_[0]->attention->backend_reason();
   return result;
 }
 

@@ -74,7 +74,10 @@ class RingJob {
   double forward();   // milliseconds
   double backward();  // after forward()
 
-  /// Gathers what the passes wrote.
+  /// Everything but the tensors.
+  RingResult summary() const;
+
+  /// What the passes wrote, too.
   RingResult result() const;
 
  private:

@@ -55,7 +55,7 @@ class MpiProcess {
 
   /// Waits until every rank has come here, frees the ring and calls MPI_Finalize. Throws
   /// kCommunication for a rank that does not come; if MPI_Finalize itself lasts longer than the
-  /// timeout, the process ends with _exit(4).
+  /// timeout or ten seconds, the process ends with _exit(4).
   void end();
 
  private:

@@ -74,16 +74,17 @@ class MpiMail final : public Mail {
   void send(int to, const Notice& notice) override {
     outgoing_.push_back({notice, MPI_REQUEST_NULL});
     Letter& letter = outgoing_.back();
-    check(
-        MPI_Isend(&letter.notice, sizeof(Notice), MPI_BYTE, to, kNoticeTag, comm_, &letter.request),
-        "MPI_Isend");
+    const int result =
+        MPI_Isend(&letter.notice, sizeof(Notice), MPI_BYTE, to, kNoticeTag, comm_, &letter.request);
+    // Some MPIs know that a process is gone: it does not answer, like any other that is lost.
+    if (result != MPI_SUCCESS) outgoing_.pop_back();
   }
 
   bool receive(Notice& notice) override {
     for (auto it = outgoing_.begin(); it != outgoing_.end();) {
       int sent = 0;
-      check(MPI_Test(&it->request, &sent, MPI_STATUS_IGNORE), "MPI_Test");
-      it = sent != 0 ? outgoing_.erase(it) : std::next(it);
+      const bool failed = MPI_Test(&it->request, &sent, MPI_STATUS_IGNORE) != MPI_SUCCESS;
+      it = sent != 0 || failed ? outgoing_.erase(it) : std::next(it);
     }
     int came = 0;
     check(MPI_Test(&request_, &came, MPI_STATUS_IGNORE), "MPI_Test");
@@ -176,11 +177,15 @@ class MpiCommunicator final : public Communicator {
       auto& number = sent_[static_cast<std::size_t>(t.to)];
       t.sent = envelope(rank_, cargo.hop, cargo.sent, number++, out.size());
       const int tag = static_cast<int>(t.sent.number % kTransferTags) * 2;
-      check(MPI_Isend(&t.sent, sizeof t.sent, MPI_BYTE, t.to, tag, comm_, t.sends.add()),
-            "MPI_Isend");
-      for_each_message(out.size(), [&](std::size_t at, int bytes) {
-        check(MPI_Isend(out.data() + at, bytes, MPI_BYTE, t.to, tag + 1, comm_, t.sends.add()),
+      check_peer(t.to, [&] {
+        check(MPI_Isend(&t.sent, sizeof t.sent, MPI_BYTE, t.to, tag, comm_, t.sends.add()),
               "MPI_Isend");
+      });
+      for_each_message(out.size(), [&](std::size_t at, int bytes) {
+        check_peer(t.to, [&] {
+          check(MPI_Isend(out.data() + at, bytes, MPI_BYTE, t.to, tag + 1, comm_, t.sends.add()),
+                "MPI_Isend");
+        });
       });
     }
     return next_++;
@@ -191,10 +196,10 @@ class MpiCommunicator final : public Communicator {
     alarm_.throw_if_raised();
     if (t.receives.all() == 0) return {};
     // The envelope first: with a wrong one, the rest may never come.
-    alarm_.until(t.from, 1, [&] { return std::min(t.receives.done(), 1); });
+    until(t.from, 1, t.receives);
     alarm_.throw_if_raised();
     require_equal(t.came, t.expected, rank_);
-    alarm_.until(t.from, t.receives.all(), [&] { return t.receives.done(); });
+    until(t.from, t.receives.all(), t.receives);
     if (t.receives.done() < t.receives.all()) alarm_.throw_if_raised();
     return t.in;
   }
@@ -202,8 +207,8 @@ class MpiCommunicator final : public Communicator {
   void finish(Ticket ticket, Stream) override {
     Transfer& t = transfers_.at(ticket);
     if (!alarm_.raised()) {
-      alarm_.until(t.from, t.receives.all(), [&] { return t.receives.done(); });
-      alarm_.until(t.to, t.sends.all(), [&] { return t.sends.done(); });
+      until(t.from, t.receives.all(), t.receives);
+      until(t.to, t.sends.all(), t.sends);
     }
     if (alarm_.raised()) settle(t);
     const bool sent = t.sends.done() == t.sends.all();
@@ -233,6 +238,23 @@ class MpiCommunicator final : public Communicator {
     Envelope expected, came, sent;
     Requests receives, sends;
   };
+
+  /// What MPI says of `peer` when a call about it fails is an alarm like any other.
+  template <class Calls>
+  void check_peer(int peer, const Calls& calls) {
+    try {
+      calls();
+    } catch (const Error& error) {
+      alarm_.raise(peer, std::string("is lost or silent: ") + error.what());
+      alarm_.throw_if_raised();
+    }
+  }
+
+  /// Waits for `all` of the requests, which only `peer` can complete.
+  void until(int peer, int all, Requests& requests) {
+    check_peer(peer,
+               [&] { alarm_.until(peer, all, [&] { return std::min(requests.done(), all); }); });
+  }
 
   int peer(int offset) const { return ((rank_ + offset) % size_ + size_) % size_; }
 
@@ -358,8 +380,11 @@ void MpiProcess::end() {
   std::vector<std::byte> here(static_cast<std::size_t>(ring_->size()));
   gather(*ring_, host_memory(), here, 1, {});
   ring_.reset();
-  std::thread([timeout = options_.timeout] {
-    std::this_thread::sleep_for(timeout);
+  // MPICH over a slow network may wait in MPI_Finalize for ranks that have left it. All is done by
+  // now, so nobody has to wait for long.
+  constexpr milliseconds kFinalize{10000};
+  std::thread([patience = std::min(options_.timeout, kFinalize)] {
+    std::this_thread::sleep_for(patience);
     ::_exit(4);
   }).detach();
   check(MPI_Finalize(), "MPI_Finalize");

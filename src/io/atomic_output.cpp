@@ -12,6 +12,7 @@
 #include <filesystem>
 #include <mutex>
 #include <set>
+#include <utility>
 
 namespace ringattn {
 namespace {
@@ -65,14 +66,34 @@ void check_replaceable(const std::string& path, AtomicOutput::Kind kind) {
   if (error) throw FileError(path, "cannot list: " + error.message());
 }
 
+/// A new name beside `path`.
+std::string name_beside(const std::string& path, int attempt) {
+  const auto now = std::chrono::steady_clock::now().time_since_epoch().count();
+  const std::string name =
+      ".ringattn-" + std::to_string(::getpid()) + "-" + std::to_string(now + attempt) + ".tmp";
+  return (fs::path(path).parent_path() / name).string();
+}
+
+/// A file in the folder of `path` that has no name, or -1 where the system cannot.
+int open_nameless(const std::string& path) {
+#ifdef O_TMPFILE
+  const fs::path parent = fs::path(path).parent_path();
+  return ::open(parent.empty() ? "." : parent.c_str(), O_TMPFILE | O_WRONLY | O_CLOEXEC, 0666);
+#else
+  return -1;
+#endif
+}
+
+/// How another process opens a descriptor of this one.
+std::string path_of(int descriptor) {
+  return "/proc/" + std::to_string(::getpid()) + "/fd/" + std::to_string(descriptor);
+}
+
 /// Creates a file or folder of a new name beside `path`.
 std::string create_beside(const std::string& path, AtomicOutput::Kind kind) {
   const fs::path parent = fs::path(path).parent_path();
-  const auto now = std::chrono::steady_clock::now().time_since_epoch().count();
   for (int attempt = 0; attempt < 100; ++attempt) {
-    const std::string name =
-        ".ringattn-" + std::to_string(::getpid()) + "-" + std::to_string(now + attempt) + ".tmp";
-    std::string temporary = (parent / name).string();
+    std::string temporary = name_beside(path, attempt);
     if (kind == AtomicOutput::Kind::kFolder) {
       if (::mkdir(temporary.c_str(), 0777) == 0) return temporary;
     } else {
@@ -111,16 +132,31 @@ void replace_folder(const std::string& temporary, const std::string& path) {
 
 }  // namespace
 
-AtomicOutput::AtomicOutput(const std::string& path, Kind kind)
+AtomicOutput::AtomicOutput(const std::string& path, Kind kind, Writers writers)
     : path_(without_trailing_slashes(path)), kind_(kind) {
   check_replaceable(path_, kind_);
   Registry& open = registry();
   const std::lock_guard lock(open.mutex);
+  if (kind_ == Kind::kFile && writers == Writers::kThisMachine) nameless_ = open_nameless(path_);
+  if (nameless_ >= 0) {
+    temporary_ = path_of(nameless_);
+    if (::access(temporary_.c_str(), W_OK) == 0) return;
+    ::close(std::exchange(nameless_, -1));  // no /proc: nobody else could find it
+  }
   temporary_ = create_beside(path_, kind_);
   open.paths.insert(temporary_);
 }
 
+AtomicOutput::AtomicOutput(const std::string& path, Kind kind, const std::string& temporary)
+    : path_(without_trailing_slashes(path)), temporary_(temporary), kind_(kind) {
+  if (temporary_.starts_with("/proc/")) return;  // has no name: nothing to remove
+  Registry& open = registry();
+  const std::lock_guard lock(open.mutex);
+  open.paths.insert(temporary_);
+}
+
 AtomicOutput::~AtomicOutput() {
+  if (nameless_ >= 0) ::close(nameless_);
   Registry& open = registry();
   const std::lock_guard lock(open.mutex);
   if (open.paths.erase(temporary_) == 0) return;
@@ -128,26 +164,51 @@ AtomicOutput::~AtomicOutput() {
   fs::remove_all(temporary_, ignored);
 }
 
+std::string AtomicOutput::name_of(const std::string& folder, const std::string& entry) const {
+  return kind_ == Kind::kFolder ? folder + "/" + entry : folder;
+}
+
 std::unique_ptr<FileWriter> AtomicOutput::create(const std::string& entry) {
   Registry& open = registry();
   const std::lock_guard lock(open.mutex);
-  if (kind_ == Kind::kFolder) {
-    return std::make_unique<FileWriter>(temporary_ + "/" + entry, path_ + "/" + entry);
-  }
-  (void)::unlink(temporary_.c_str());
-  return std::make_unique<FileWriter>(temporary_, path_);
+  if (nameless_ >= 0) return join(entry);
+  if (kind_ == Kind::kFile) (void)::unlink(temporary_.c_str());
+  return std::make_unique<FileWriter>(name_of(temporary_, entry), name_of(path_, entry));
+}
+
+std::unique_ptr<FileWriter> AtomicOutput::join(const std::string& entry) {
+  return std::make_unique<FileWriter>(name_of(temporary_, entry), name_of(path_, entry),
+                                      FileWriter::Mode::kJoin);
 }
 
 void AtomicOutput::commit() {
   check_replaceable(path_, kind_);
   Registry& open = registry();
   const std::lock_guard lock(open.mutex);
+  if (nameless_ >= 0) {
+    const auto link_to = [&](const std::string& name) {
+      return ::linkat(AT_FDCWD, temporary_.c_str(), AT_FDCWD, name.c_str(), AT_SYMLINK_FOLLOW) == 0;
+    };
+    if (link_to(path_)) return;
+    // There is one to be replaced: only a rename does that in one step.
+    const std::string name = name_beside(path_, 0);
+    if (errno != EEXIST || !link_to(name)) throw FileError(path_, "cannot write: " + reason());
+    rename_to_path(name);
+    return;
+  }
   if (kind_ == Kind::kFolder && fs::exists(path_)) {
     replace_folder(temporary_, path_);
-  } else if (::rename(temporary_.c_str(), path_.c_str()) != 0) {
-    throw FileError(path_, "cannot write: " + reason());
+  } else {
+    rename_to_path(temporary_);
   }
   open.paths.erase(temporary_);
+}
+
+void AtomicOutput::rename_to_path(const std::string& from) {
+  if (::rename(from.c_str(), path_.c_str()) == 0) return;
+  const std::string why = reason();
+  if (nameless_ >= 0) (void)::unlink(from.c_str());
+  throw FileError(path_, "cannot write: " + why);
 }
 
 void remove_temporaries_before_exit() noexcept {

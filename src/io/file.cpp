@@ -85,10 +85,14 @@ void File::read(std::uint64_t offset, std::span<std::byte> out) const {
   }
 }
 
-FileWriter::FileWriter(const std::string& path, std::string shown)
-    : descriptor_(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666)),
+FileWriter::FileWriter(const std::string& path, std::string shown, Mode mode)
+    : descriptor_(::open(path.c_str(),
+                         O_WRONLY | O_CLOEXEC | (mode == Mode::kCreate ? O_CREAT | O_EXCL : 0),
+                         0666)),
       shown_(std::move(shown)) {
-  if (descriptor_ < 0) throw FileError(shown_, "cannot create: " + reason());
+  if (descriptor_ >= 0) return;
+  throw FileError(shown_,
+                  (mode == Mode::kCreate ? "cannot create: " : "cannot write: ") + reason());
 }
 
 FileWriter::~FileWriter() {
@@ -102,6 +106,23 @@ void FileWriter::write(std::span<const std::byte> bytes) {
     if (put < 0 && errno == EINTR) continue;
     if (put < 0) throw FileError(shown_, "cannot write: " + reason());
     bytes = bytes.subspan(static_cast<std::size_t>(put));
+  }
+}
+
+void FileWriter::write_at(std::uint64_t offset, std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const std::size_t wanted = std::min(bytes.size(), kMaxTransfer);
+    const ssize_t put = ::pwrite(descriptor_, bytes.data(), wanted, static_cast<off_t>(offset));
+    if (put < 0 && errno == EINTR) continue;
+    if (put < 0) throw FileError(shown_, "cannot write: " + reason());
+    offset += static_cast<std::uint64_t>(put);
+    bytes = bytes.subspan(static_cast<std::size_t>(put));
+  }
+}
+
+void FileWriter::resize(std::uint64_t bytes) {
+  if (::ftruncate(descriptor_, static_cast<off_t>(bytes)) != 0) {
+    throw FileError(shown_, "cannot write: " + reason());
   }
 }
 

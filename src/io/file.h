@@ -35,16 +35,25 @@ class File {
   std::uint64_t size_ = 0;
 };
 
-/// A new file being written. Without close() it may be incomplete.
+/// A file being written. Without close() it may be incomplete.
 class FileWriter {
  public:
-  /// Creates `path`, which must not exist; messages name `shown`.
-  FileWriter(const std::string& path, std::string shown);
+  enum class Mode { kCreate, kJoin };
+
+  /// kCreate: `path` must not exist. kJoin: it does, and others write to it too. Messages name
+  /// `shown`.
+  FileWriter(const std::string& path, std::string shown, Mode mode = Mode::kCreate);
   ~FileWriter();
   FileWriter(const FileWriter&) = delete;
   FileWriter& operator=(const FileWriter&) = delete;
 
   void write(std::span<const std::byte> bytes);
+
+  /// Moves no shared offset. The file grows if it must.
+  void write_at(std::uint64_t offset, std::span<const std::byte> bytes);
+
+  /// Gives the file its size; what nobody writes is zero.
+  void resize(std::uint64_t bytes);
 
   /// Puts everything on the disk: a full disk shows here at the latest.
   void close();

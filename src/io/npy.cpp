@@ -103,16 +103,16 @@ TensorEntry open_npy(const File& file) {
   return entry;
 }
 
-void write_npy(FileWriter& file, const HostTensor& tensor) {
+std::string npy_head(const TensorShape& tensor) {
   std::string text = "{'descr': '";
   for (const Descr& known : kDescrs) {
-    if (known.dtype == tensor.dtype()) text += known.text;
+    if (known.dtype == tensor.dtype) text += known.text;
   }
   text += "', 'fortran_order': False, 'shape': (";
-  for (const std::int64_t extent : tensor.shape()) text += std::to_string(extent) + ", ";
+  for (const std::int64_t extent : tensor.shape) text += std::to_string(extent) + ", ";
   // Python's tuples: "(3,)" needs its comma, "(3, 4)" has no last one, "()" has none at all.
-  if (tensor.shape().size() == 1) text.pop_back();
-  if (tensor.shape().size() > 1) text.resize(text.size() - 2);
+  if (tensor.shape.size() == 1) text.pop_back();
+  if (tensor.shape.size() > 1) text.resize(text.size() - 2);
   text += "), }";
   // The data begins at a multiple of 64 bytes, after a newline.
   constexpr std::size_t kAlign = 64;
@@ -121,9 +121,7 @@ void write_npy(FileWriter& file, const HostTensor& tensor) {
   std::string head(kMagic);
   head += {'\x01', '\x00', static_cast<char>(text.size() & 0xFF),
            static_cast<char>(text.size() >> 8 & 0xFF)};
-  head += text;
-  file.write(std::as_bytes(std::span(head)));
-  file.write({tensor.data(), tensor.size_bytes()});
+  return head + text;
 }
 
 }  // namespace ringattn

@@ -10,7 +10,7 @@ namespace ringattn {
 /// Parses and checks the header; the data must fill the rest of the file exactly.
 TensorEntry open_npy(const File& file);
 
-/// Writes version 1.0.
-void write_npy(FileWriter& file, const HostTensor& tensor);
+/// A file's first bytes, of version 1.0; the data follows.
+std::string npy_head(const TensorShape& tensor);
 
 }  // namespace ringattn

@@ -104,29 +104,32 @@ std::map<std::string, TensorEntry> open_safetensors(const File& file) {
   return entries;
 }
 
-void write_safetensors(FileWriter& file, const TensorMap& tensors) {
-  std::vector<TensorMap::const_iterator> order;
-  for (auto it = tensors.begin(); it != tensors.end(); ++it) order.push_back(it);
+SafetensorsHead safetensors_head(const TensorShapes& shapes) {
+  std::vector<TensorShapes::const_iterator> order;
+  for (auto it = shapes.begin(); it != shapes.end(); ++it) order.push_back(it);
   std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) {
-    return size_of(a->second.dtype()) > size_of(b->second.dtype());
+    return size_of(a->second.dtype) > size_of(b->second.dtype);
   });
+  SafetensorsHead head;
   nlohmann::ordered_json header = nlohmann::ordered_json::object();
   std::uint64_t end = 0;
   for (const auto& it : order) {
-    const std::uint64_t begin = std::exchange(end, end + it->second.size_bytes());
-    header[it->first] = {{"dtype", safetensors_name(it->second.dtype())},
-                         {"shape", it->second.shape()},
-                         {"data_offsets", {begin, end}}};
+    const auto& [name, tensor] = *it;
+    const std::uint64_t bytes = bytes_of(tensor.dtype, tensor.shape).value_or(0);
+    head.entries[name] = {tensor.dtype, tensor.shape, end, bytes};
+    header[name] = {{"dtype", safetensors_name(tensor.dtype)},
+                    {"shape", tensor.shape},
+                    {"data_offsets", {end, end + bytes}}};
+    end += bytes;
   }
   std::string text = header.dump();
   while (text.size() % kPrefix != 0) text += ' ';
-  std::array<std::byte, kPrefix> prefix{};
   for (std::size_t i = 0; i < kPrefix; ++i) {
-    prefix[i] = static_cast<std::byte>(text.size() >> (8 * i) & 0xFF);
+    head.bytes += static_cast<char>(text.size() >> (8 * i) & 0xFF);
   }
-  file.write(prefix);
-  file.write(std::as_bytes(std::span(text)));
-  for (const auto& it : order) file.write({it->second.data(), it->second.size_bytes()});
+  head.bytes += text;
+  for (auto& [name, entry] : head.entries) entry.offset += head.bytes.size();
+  return head;
 }
 
 }  // namespace ringattn

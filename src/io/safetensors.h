@@ -13,7 +13,12 @@ namespace ringattn {
 /// Parses and checks the header: the tensors must tile the data without hole or overlap.
 std::map<std::string, TensorEntry> open_safetensors(const File& file);
 
-/// Writes the tensors, widest dtype first, then by name, so that each is aligned.
-void write_safetensors(FileWriter& file, const TensorMap& tensors);
+/// A file's first bytes, and where each tensor follows: widest dtype first, then by name, so that
+/// each is aligned.
+struct SafetensorsHead {
+  std::string bytes;
+  std::map<std::string, TensorEntry> entries;
+};
+SafetensorsHead safetensors_head(const TensorShapes& shapes);
 
 }  // namespace ringattn

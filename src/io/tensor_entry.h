@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <map>
 #include <optional>
 #include <span>
 #include <string>
@@ -12,6 +13,7 @@
 
 #include "io/file.h"
 #include "io/host_tensor.h"
+#include "ringattn/layout.h"
 
 namespace ringattn {
 
@@ -21,6 +23,15 @@ struct TensorEntry {
   std::uint64_t offset = 0;  // of its first byte in the file
   std::uint64_t bytes = 0;   // all of them are inside the file
 };
+
+/// What a tensor will be, before there is one.
+struct TensorShape {
+  DType dtype = DType::kFloat32;
+  std::vector<std::int64_t> shape;
+};
+using TensorShapes = std::map<std::string, TensorShape>;
+
+TensorShapes shapes_of(const TensorMap& tensors);
 
 /// "[2, 3]".
 std::string to_string(std::span<const std::int64_t> shape);
@@ -32,8 +43,14 @@ std::optional<std::uint64_t> bytes_of(DType dtype, std::span<const std::int64_t>
 /// All of a tensor.
 HostTensor read_tensor(const File& file, const TensorEntry& entry);
 
-/// Rows [begin, end) of dimension `axis`: the part of a file that one rank needs.
+/// The rows of dimension `axis` that one rank holds, in the order of `rows`; nothing else is read.
+/// Throws kInvalidArgument for rows that are not there.
 HostTensor read_rows(const File& file, const TensorEntry& entry, std::size_t axis,
-                     std::int64_t begin, std::int64_t end);
+                     const Positions& rows);
+
+/// Writes them back: `bytes` are what read_rows() gave. Several processes may write rows of their
+/// own at once.
+void write_rows(FileWriter& file, const TensorEntry& entry, std::size_t axis, const Positions& rows,
+                std::span<const std::byte> bytes);
 
 }  // namespace ringattn

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "io/tensor_file.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <utility>
 
-#include "io/atomic_output.h"
 #include "io/npy.h"
 #include "io/safetensors.h"
 #include "ringattn/error.h"
@@ -61,10 +61,10 @@ HostTensor TensorFile::read(const std::string& name) const {
   return read_tensor(*files_.at(name), tensor);
 }
 
-HostTensor TensorFile::read_rows(const std::string& name, std::size_t axis, std::int64_t begin,
-                                 std::int64_t end) const {
+HostTensor TensorFile::read_rows(const std::string& name, std::size_t axis,
+                                 const Positions& rows) const {
   const TensorEntry& tensor = entry(name);
-  return ringattn::read_rows(*files_.at(name), tensor, axis, begin, end);
+  return ringattn::read_rows(*files_.at(name), tensor, axis, rows);
 }
 
 TensorMap read_tensors(const std::string& path) {
@@ -74,19 +74,75 @@ TensorMap read_tensors(const std::string& path) {
   return tensors;
 }
 
-void write_tensors(const std::string& path, const TensorMap& tensors) {
-  AtomicOutput output(path, kind_of(path));
-  if (kind_of(path) == AtomicOutput::Kind::kFile) {
-    const auto file = output.create();
-    write_safetensors(*file, tensors);
-    file->close();
-  } else {
-    for (const auto& [name, tensor] : tensors) {
-      const auto file = output.create(name + ".npy");
-      write_npy(*file, tensor);
-      file->close();
+TensorOutput::TensorOutput(const std::string& path, const TensorShapes& shapes,
+                           AtomicOutput::Writers writers)
+    : output_(path, kind_of(path), writers), places_(places(path, shapes)) {
+  open(FileWriter::Mode::kCreate);
+  for (const auto& [name, place] : places_) {
+    FileWriter& file = *files_.at(place.file);
+    file.write_at(0, std::as_bytes(std::span(place.head)));
+    std::uint64_t end = place.head.size();
+    for (const auto& [other_name, other] : places_) {
+      if (other.file == place.file) end = std::max(end, other.entry.offset + other.entry.bytes);
     }
+    file.resize(end);
   }
+}
+
+TensorOutput::TensorOutput(const std::string& path, const TensorShapes& shapes,
+                           const std::string& temporary)
+    : output_(path, kind_of(path), temporary), places_(places(path, shapes)) {
+  open(FileWriter::Mode::kJoin);
+}
+
+std::map<std::string, TensorOutput::Place> TensorOutput::places(const std::string& path,
+                                                                const TensorShapes& shapes) {
+  std::map<std::string, Place> places;
+  if (kind_of(path) == AtomicOutput::Kind::kFile) {
+    const SafetensorsHead head = safetensors_head(shapes);
+    for (const auto& [name, entry] : head.entries) places[name] = {{}, head.bytes, entry};
+    return places;
+  }
+  for (const auto& [name, tensor] : shapes) {
+    const std::string head = npy_head(tensor);
+    places[name] = {name + ".npy",
+                    head,
+                    {tensor.dtype, tensor.shape, head.size(),
+                     bytes_of(tensor.dtype, tensor.shape).value_or(0)}};
+  }
+  return places;
+}
+
+void TensorOutput::open(FileWriter::Mode mode) {
+  for (const auto& [name, place] : places_) {
+    auto& file = files_[place.file];
+    if (file != nullptr) continue;
+    file =
+        mode == FileWriter::Mode::kCreate ? output_.create(place.file) : output_.join(place.file);
+  }
+}
+
+void TensorOutput::write_rows(const std::string& name, std::size_t axis, const Positions& rows,
+                              std::span<const std::byte> bytes) {
+  const Place& place = places_.at(name);
+  ringattn::write_rows(*files_.at(place.file), place.entry, axis, rows, bytes);
+}
+
+void TensorOutput::write(const std::string& name, std::span<const std::byte> bytes) {
+  const Place& place = places_.at(name);
+  files_.at(place.file)->write_at(place.entry.offset, bytes);
+}
+
+void TensorOutput::close() {
+  for (const auto& [name, file] : files_) file->close();
+}
+
+void write_tensors(const std::string& path, const TensorMap& tensors) {
+  TensorOutput output(path, shapes_of(tensors));
+  for (const auto& [name, tensor] : tensors) {
+    output.write(name, {tensor.data(), tensor.size_bytes()});
+  }
+  output.close();
   output.commit();
 }
 

@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 
+#include "io/atomic_output.h"
 #include "io/tensor_entry.h"
 
 namespace ringattn {
@@ -23,9 +24,8 @@ class TensorFile {
 
   HostTensor read(const std::string& name) const;
 
-  /// Rows [begin, end) of dimension `axis`.
-  HostTensor read_rows(const std::string& name, std::size_t axis, std::int64_t begin,
-                       std::int64_t end) const;
+  /// The rows of dimension `axis` that one rank holds.
+  HostTensor read_rows(const std::string& name, std::size_t axis, const Positions& rows) const;
 
  private:
   void open_folder();
@@ -39,8 +39,45 @@ class TensorFile {
 /// All tensors of a file or folder.
 TensorMap read_tensors(const std::string& path);
 
-/// Writes all of them or, on any failure, nothing: a file if the name ends in ".safetensors",
-/// else a folder.
+/// Tensors on their way to the disk: all of them appear at commit() or, on any failure, nothing. A
+/// file if the name ends in ".safetensors", else a folder. Several processes may write one, each
+/// rows of its own: one creates it, and commits it when all have closed.
+class TensorOutput {
+ public:
+  /// Creates the temporary, with its headers and room for the data.
+  TensorOutput(const std::string& path, const TensorShapes& shapes,
+               AtomicOutput::Writers writers = AtomicOutput::Writers::kThisMachine);
+
+  /// Joins what another process has created as `temporary`, of the same shapes.
+  TensorOutput(const std::string& path, const TensorShapes& shapes, const std::string& temporary);
+
+  const std::string& temporary() const { return output_.temporary(); }
+
+  /// Rows of dimension `axis`: `bytes` are those of a contiguous tensor.
+  void write_rows(const std::string& name, std::size_t axis, const Positions& rows,
+                  std::span<const std::byte> bytes);
+  void write(const std::string& name, std::span<const std::byte> bytes);
+
+  /// What was written is on the disk.
+  void close();
+
+  void commit() { output_.commit(); }
+
+ private:
+  struct Place {
+    std::string file;  // inside the folder; empty: the output itself
+    std::string head;  // its first bytes
+    TensorEntry entry;
+  };
+  static std::map<std::string, Place> places(const std::string& path, const TensorShapes& shapes);
+  void open(FileWriter::Mode mode);
+
+  AtomicOutput output_;
+  std::map<std::string, Place> places_;                       // of each tensor
+  std::map<std::string, std::unique_ptr<FileWriter>> files_;  // by Place::file
+};
+
+/// Writes all of them or, on any failure, nothing: see TensorOutput.
 void write_tensors(const std::string& path, const TensorMap& tensors);
 
 /// Throws FileError if write_tensors() could not even begin: to be asked before a long

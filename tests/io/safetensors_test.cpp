@@ -54,16 +54,17 @@ TEST(Safetensors, RowsAreReadWithoutTheRest) {
   const HostTensor whole = counting(DType::kInt32, {2, 5, 3});
   write_tensors(folder / "x.safetensors", {{"a", whole}});
   const TensorFile file(folder / "x.safetensors");
-  const HostTensor rows = file.read_rows("a", 1, 2, 4);
+  const HostTensor rows = file.read_rows("a", 1, {.runs = {{2, 2}, {}}});
   ASSERT_EQ(rows.shape(), (std::vector<std::int64_t>{2, 2, 3}));
   for (int b = 0; b < 2; ++b) {
     for (int i = 0; i < 6; ++i) {
       EXPECT_EQ(rows.as<std::int32_t>()[b * 6 + i], whole.as<std::int32_t>()[b * 15 + 6 + i]);
     }
   }
-  EXPECT_EQ(file.read_rows("a", 1, 5, 5).elements(), 0);
-  EXPECT_THROW(file.read_rows("a", 1, 4, 6), Error);
-  EXPECT_THROW(file.read_rows("a", 3, 0, 0), Error);
+  EXPECT_EQ(file.read_rows("a", 1, {.runs = {{5, 0}, {}}}).elements(), 0);
+  EXPECT_THROW(file.read_rows("a", 1, {.runs = {{4, 2}, {}}}), Error);
+  EXPECT_THROW(file.read_rows("a", 1, {.runs = {{-1, 2}, {}}}), Error);
+  EXPECT_THROW(file.read_rows("a", 3, {}), Error);
 }
 
 TEST(Safetensors, MetadataIsCheckedAndIgnored) {

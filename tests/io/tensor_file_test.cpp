@@ -112,7 +112,8 @@ TEST(TensorFile, ProcessesThatEndRemoveTheirTemporaries) {
   const TempFolder folder;
   const pid_t child = ::fork();
   if (child == 0) {
-    const AtomicOutput file(folder / "x.safetensors", AtomicOutput::Kind::kFile);
+    const AtomicOutput file(folder / "x.safetensors", AtomicOutput::Kind::kFile,
+                            AtomicOutput::Writers::kMachines);
     AtomicOutput tree(folder / "x", AtomicOutput::Kind::kFolder);
     const std::byte data[100] = {};
     tree.create("a.npy")->write(data);
@@ -124,6 +125,59 @@ TEST(TensorFile, ProcessesThatEndRemoveTheirTemporaries) {
   ASSERT_EQ(::waitpid(child, &status, 0), child);
   EXPECT_EQ(WEXITSTATUS(status), 42);
   EXPECT_EQ(folder.entries(), 0);
+}
+
+TEST(TensorFile, OfAKilledWriterNothingStays) {
+  const TempFolder folder;
+  if (AtomicOutput probe(folder / "x.safetensors", AtomicOutput::Kind::kFile);
+      folder.entries() != 0) {
+    GTEST_SKIP() << "the file system of " << folder.path() << " has no files without a name";
+  }
+  const pid_t child = ::fork();
+  if (child == 0) {
+    TensorOutput output(folder / "x.safetensors", shapes_of(kSmall));
+    output.write("a", {kSmall.at("a").data(), kSmall.at("a").size_bytes()});
+    ::kill(::getpid(), SIGKILL);
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFSIGNALED(status));
+  EXPECT_EQ(folder.entries(), 0);
+}
+
+TEST(TensorFile, SeveralWritersFillTheirRowsOfOneOutput) {
+  const HostTensor whole = counting(DType::kFloat32, {2, 7, 3});
+  const TensorShapes shapes = {{"a", {DType::kFloat32, {2, 7, 3}}}};
+  for (const auto writers :
+       {AtomicOutput::Writers::kThisMachine, AtomicOutput::Writers::kMachines}) {
+    for (const std::string name : {"x.safetensors", "x"}) {
+      for (const Layout layout : {Layout::kContiguous, Layout::kZigzag, Layout::kStriped}) {
+        const TempFolder folder;
+        write_tensors(folder / name, kSmall);  // to be replaced
+        {
+          TensorOutput first(folder / name, shapes, writers);
+          TensorOutput second(folder / name, shapes, first.temporary());
+          for (int r = 0; r < 2; ++r) {
+            const Positions rows = positions(layout, 7, 2, r);
+            HostTensor local(DType::kFloat32, {2, rows.size(), 3});
+            shard(whole.view(), 1, layout, 2, r, local.view());
+            (r == 0 ? first : second).write_rows("a", 1, rows, {local.data(), local.size_bytes()});
+          }
+          second.close();
+          first.close();
+          expect_same(read_tensors(folder / name).at("a"), kSmall.at("a"));
+          first.commit();
+        }
+        expect_same(read_tensors(folder / name).at("a"), whole);
+        EXPECT_EQ(folder.entries(), 1);
+        const TensorFile file(folder / name);
+        const HostTensor rows = file.read_rows("a", 1, positions(layout, 7, 2, 1));
+        HostTensor expected(DType::kFloat32, rows.shape());
+        shard(whole.view(), 1, layout, 2, 1, expected.view());
+        expect_same(rows, expected);
+      }
+    }
+  }
 }
 
 TEST(TensorFile, NewFilesObeyTheUmask) {

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <filesystem>
 #include <fstream>
 #include <sstream>
 #include <thread>
@@ -23,8 +24,43 @@ std::vector<std::string> flavours() {
   return all;
 }
 
+namespace {
+
+/// What the kernel says of a process that may end meanwhile: streams would throw then.
+std::string read_process(const std::string& path) {
+  char text[4096];
+  const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const ssize_t length = file < 0 ? -1 : ::read(file, text, sizeof text);
+  if (file >= 0) ::close(file);
+  return length <= 0 ? std::string() : std::string(text, static_cast<std::size_t>(length));
+}
+
+}  // namespace
+
+bool alive(int pid) {
+  const std::string status = read_process("/proc/" + std::to_string(pid) + "/stat");
+  const std::size_t state = status.rfind(')');  // "PID (NAME) S ..."
+  return state != std::string::npos && state + 2 < status.size() && status[state + 2] != 'Z';
+}
+
+std::vector<int> pids_with(const std::string& word) {
+  std::vector<int> pids;
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc", ignored)) {
+    const int pid = std::atoi(entry.path().filename().c_str());
+    if (pid <= 0 || pid == ::getpid() || !alive(pid)) continue;
+    if (read_process((entry.path() / "cmdline").string()).find(word) != std::string::npos)
+      pids.push_back(pid);
+  }
+  return pids;
+}
+
 std::string worker(const std::string& flavour) {
   return std::string(RINGATTN_MPI_BIN) + "/mpi_worker_" + flavour;
+}
+
+std::string tool(const std::string& flavour) {
+  return std::string(RINGATTN_MPI_BIN) + "/ringattn_" + flavour;
 }
 
 Launched launch(const std::string& flavour, const Launch& how,
@@ -48,6 +84,7 @@ Launched launch(const std::string& flavour, const Launch& how,
     ::setpgid(0, 0);
     ::setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1);
     ::setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
+    for (const auto& [name, value] : how.environment) ::setenv(name.c_str(), value.c_str(), 1);
     const int file = ::open(log.c_str(), O_WRONLY | O_CREAT, 0600);
     ::dup2(::open("/dev/null", O_RDONLY), 0);
     ::dup2(file, 1);

@@ -2,6 +2,9 @@
 // Rings over MPI that lose nobody: the same bits as rings of threads, nothing stale, no deadlock.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cstdio>
+
 #include "mpi/launch.h"
 
 namespace ringattn::testing {
@@ -46,6 +49,19 @@ TEST_P(MpiRing, DeliversEveryBlockUnderRandomDelays) {
   }
 }
 
+TEST_P(MpiRing, ABlockOfAnotherHopOrOwnerIsAnError) {
+  for (const bool hop : {true, false}) {
+    const Launched done = run(2, {"stale", hop ? "hop" : "owner"});
+    EXPECT_EQ(done.code, 0) << done.out;
+    const std::string got = hop ? "got 8 bytes of the block of rank 0 at hop 7"
+                                : "got 8 bytes of the block of rank 7 at hop 1";
+    EXPECT_NE(done.out.find("rank 1 expected 8 bytes of the block of rank 0 at hop 1"),
+              std::string::npos)
+        << done.out;
+    EXPECT_NE(done.out.find(got), std::string::npos) << done.out;
+  }
+}
+
 TEST_P(MpiRing, EveryRankNamesTheFieldThatDiffersAndBothValues) {
   const std::vector<std::pair<std::string, std::string>> fields = {
       {"dtype", "dtype: expected the same on every rank, got f32 on rank 0 and bf16 on rank 1"},
@@ -61,6 +77,26 @@ TEST_P(MpiRing, EveryRankNamesTheFieldThatDiffersAndBothValues) {
     std::size_t named = 0;
     for (std::size_t at = 0; (at = done.out.find(expected, at)) != std::string::npos; ++at) ++named;
     EXPECT_EQ(named, 3U) << what << ": " << done.out;
+  }
+}
+
+TEST_P(MpiRing, TheExampleGivesTheSameSumsOnAnyRing) {
+  double first[2] = {0.0, 0.0};
+  for (const int ranks : {1, 2, 3}) {
+    const Launched done =
+        launch(GetParam(), {.ranks = ranks},
+               {std::string(RINGATTN_MPI_BIN) + "/example_mpi_ring_" + GetParam()});
+    EXPECT_EQ(done.code, 0) << done.out;
+    int said = 0;
+    double sums[2] = {0.0, 0.0};
+    const int read = std::sscanf(done.out.c_str(), "%d ranks: sum |out| %lf, sum |dkey| %lf", &said,
+                                 &sums[0], &sums[1]);
+    ASSERT_EQ(read, 3) << done.out;
+    EXPECT_EQ(said, ranks);
+    if (ranks == 1) std::copy(sums, sums + 2, first);
+    // 128,000 floats whose last bits differ.
+    for (int i = 0; i < 2; ++i) EXPECT_NEAR(sums[i], first[i], 1e-6 * first[i]) << done.out;
+    EXPECT_GT(sums[0], 1000.0);
   }
 }
 

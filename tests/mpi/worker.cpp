@@ -11,7 +11,8 @@ int main(int argc, char** argv) {
   using namespace ringattn::testing;  // NOLINT(google-build-using-namespace)
   const std::map<std::string, int (*)(const Words&)> scenarios = {
       {"same", same_bits},    {"storm", storm},       {"beside", beside}, {"huge", huge},
-      {"mismatch", mismatch}, {"refusals", refusals}, {"faults", faults}, {"verbs", count_verbs}};
+      {"mismatch", mismatch}, {"refusals", refusals}, {"faults", faults}, {"verbs", count_verbs},
+      {"endless", endless},   {"stale", stale}};
   if (argc < 2 || !scenarios.contains(argv[1])) {
     std::fprintf(stderr, "usage: %s SCENARIO [WORD...]\n", argv[0]);
     return 2;

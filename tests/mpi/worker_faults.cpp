@@ -1,15 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Scenarios in which a rank is lost. The world is cut into rings of N ranks; each ring has its own
 // fault, so that one start of mpirun tries many of them.
-#include <chrono>
-#include <csignal>
-#include <cstdio>
-#include <fstream>
-#include <functional>
-#include <stdexcept>
-
 #include <unistd.h>
 
+#include "faulty.h"
 #include "ringattn/mpi.h"
 #include "support/data.h"
 #include "support/ring_rank.h"
@@ -17,63 +11,6 @@
 
 namespace ringattn::testing {
 namespace {
-
-using Clock = std::chrono::steady_clock;  // one clock for all processes of a machine
-
-std::int64_t now_ms() {
-  return std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now().time_since_epoch())
-      .count();
-}
-
-/// Counts shift and wait, and does something at one of them.
-class Counting final : public Communicator {
- public:
-  Counting(std::unique_ptr<Communicator> inner, int at, std::function<void()> act)
-      : inner_(std::move(inner)), at_(at), act_(std::move(act)) {}
-  int rank() const noexcept override { return inner_->rank(); }
-  int size() const noexcept override { return inner_->size(); }
-  std::string_view name() const noexcept override { return inner_->name(); }
-  bool hands_over() const noexcept override { return inner_->hands_over(); }
-  Ticket shift(std::span<const std::byte> out, std::span<std::byte> in, std::size_t expected,
-               int offset, Stream stream, Cargo cargo) override {
-    if (!out.empty()) last_send_ = verbs_;
-    count();
-    return inner_->shift(out, in, expected, offset, stream, cargo);
-  }
-  std::span<const std::byte> wait(Ticket ticket, Stream stream) override {
-    count();
-    return inner_->wait(ticket, stream);
-  }
-  void finish(Ticket ticket, Stream stream) override {
-    began_ = now_ms();
-    inner_->finish(ticket, stream);
-  }
-  void progress() noexcept override { inner_->progress(); }
-  void abort(std::string_view reason) noexcept override { inner_->abort(reason); }
-
-  int verbs() const { return verbs_; }
-  int last_send() const { return last_send_; }
-  std::int64_t began() const { return began_; }  // the latest verb
-
- private:
-  void count() {
-    began_ = now_ms();
-    if (verbs_++ == at_) act_();
-  }
-
-  std::unique_ptr<Communicator> inner_;
-  int at_;
-  std::function<void()> act_;
-  int verbs_ = 0;
-  int last_send_ = 0;
-  std::int64_t began_ = 0;
-};
-
-/// A line of the record that the test reads. Complete or not there.
-void write_line(const std::string& path, const std::string& text) {
-  std::ofstream(path + ".part") << text << std::endl;
-  std::rename((path + ".part").c_str(), path.c_str());
-}
 
 std::unique_ptr<Communicator> ring_of(int n, std::chrono::milliseconds timeout) {
   int rank = 0;
@@ -108,13 +45,35 @@ void attend(Communicator& ring) {
 
 int count_verbs(const Words& words) {
   const std::string folder = words.at(0);
-  Counting ring(ring_of(std::stoi(words.at(1)), std::chrono::seconds(60)), -1, [] {});
+  const auto inner = ring_of(std::stoi(words.at(1)), std::chrono::seconds(60));
+  Faulty ring(*inner);
   attend(ring);
   if (ring.rank() == 0) {
     write_line(folder + "/verbs",
                std::to_string(ring.verbs()) + " " + std::to_string(ring.last_send()));
   }
   return 0;
+}
+
+/// DIR TIMEOUT_MS: rings until something fails. Every rank writes DIR/RANK.begun, and then how and
+/// when it ended.
+int endless(const Words& words) {
+  MpiOptions options;
+  options.timeout = std::chrono::milliseconds(std::stoi(words.at(1)));
+  const auto ring = mpi_communicator(MPI_COMM_WORLD, options);
+  const std::string file = words.at(0) + "/" + std::to_string(ring->rank());
+  int code = 0;
+  std::string message = "finished";
+  try {
+    attend(*ring);
+    write_line(file + ".begun", "");
+    for (;;) attend(*ring);
+  } catch (const Error& error) {
+    code = error.code() == ErrorCode::kCommunication ? 4 : 1;
+    message = error.what();
+  }
+  write_line(file + ".end", std::to_string(code) + " " + std::to_string(now_ms()) + " " + message);
+  ::_exit(code);
 }
 
 /// DIR TIMEOUT_MS N CULPRIT:VERB:KIND...; KIND is kill, stop, exit or throw; one for each ring.
@@ -125,24 +84,12 @@ int faults(const Words& words) {
   const int n = std::stoi(words.at(2));
   int world_rank = 0;
   MPI_Comm_rank(MPI_COMM_WORLD, &world_rank);
-  const std::string trial = words.at(3 + static_cast<std::size_t>(world_rank / n));
-  const std::size_t colon = trial.find(':');
-  const std::size_t second = trial.find(':', colon + 1);
-  const int culprit = std::stoi(trial.substr(0, colon));
-  const int verb = std::stoi(trial.substr(colon + 1, second - colon - 1));
-  const std::string kind = trial.substr(second + 1);
+  const Fault fault = Fault::parse(words.at(3 + static_cast<std::size_t>(world_rank / n)));
   const std::string file = folder + "/" + std::to_string(world_rank);
   write_line(file + ".pid", std::to_string(::getpid()));
-  auto inner = ring_of(n, timeout);
-  const bool guilty = inner->rank() == culprit;
+  const auto inner = ring_of(n, timeout);
   MPI_Barrier(MPI_COMM_WORLD);  // all rings are made, all pids are known
-  Counting ring(std::move(inner), guilty ? verb : -1, [&] {
-    write_line(file + ".fault", std::to_string(now_ms()));
-    if (kind == "kill") ::kill(::getpid(), SIGKILL);
-    if (kind == "stop") ::kill(::getpid(), SIGSTOP);
-    if (kind == "exit") ::_exit(0);
-    if (kind == "throw") throw std::runtime_error("the cable was cut");
-  });
+  Faulty ring(*inner, fault, [&] { write_line(file + ".fault", std::to_string(now_ms())); });
   int code = 0;
   std::string message = "finished";
   try {

@@ -89,11 +89,38 @@ TEST(Usage, CombinationsThatMeanNothingAreRefused) {
 }
 
 TEST(Usage, WhatThisBuildLacksIsUnsupported) {
-  for (const char* communicator : {"mpi", "nccl", "peer"}) {
+  for (const char* communicator : {"nccl", "peer"}) {
     expect_error({"run", "in", "-o", "out", "--communicator", communicator}, kUnsupported,
                  std::string("--communicator ") + communicator);
   }
   expect_error({"run", "in", "-o", "out", "--backend", "cuda"}, kUnsupported, "--backend cuda");
+}
+
+TEST(Usage, AToolWithoutMpiRefusesItByNameAndPlansForIt) {
+  const TempFolder folder;
+  const auto run = [&](const std::string& words) {
+    const std::string command = std::string(RINGATTN_TOOL_WITHOUT_MPI) + " " + words + " > " +
+                                (folder / "out") + " 2> " + (folder / "err");
+    return WEXITSTATUS(std::system(command.c_str()));
+  };
+  for (const char* command : {"run in -o out", "check sq8_d4", "bench sq8_d4"}) {
+    EXPECT_EQ(run(std::string(command) + " --communicator mpi"), kUnsupported);
+    EXPECT_EQ(get(folder / "err"),
+              "ringattn: error: --communicator mpi: this tool was built without MPI (CMake option "
+              "RINGATTN_MPI)\n");
+  }
+  EXPECT_EQ(run("info --json"), 0);
+  const auto info = nlohmann::json::parse(get(folder / "out"));
+  EXPECT_EQ(info["communicators"][1]["name"], "mpi");
+  EXPECT_FALSE(info["communicators"][1]["available"].get<bool>());
+  EXPECT_NE(info["communicators"][1]["reason"], "");
+  // Processes need buffers that threads do not need.
+  const auto workspace = [&](const std::string& words) {
+    EXPECT_EQ(run("plan sq65536_h8_d64_causal_w512,0_r64 --json " + words), 0);
+    const auto plan = nlohmann::json::parse(get(folder / "out"));
+    return plan["forward"]["ranks"][0]["workspace_bytes"].get<std::int64_t>();
+  };
+  EXPECT_EQ(workspace("--communicator mpi") - workspace(""), 2 * (65536 / 64) * 8 * 64 * 2 * 4);
 }
 
 TEST(Usage, InfoNamesWhatIsAbsentAndWhy) {
@@ -116,7 +143,7 @@ TEST(Usage, InfoNamesWhatIsAbsentAndWhy) {
   EXPECT_TRUE(find("communicators", "local")["available"].get<bool>());
   EXPECT_FALSE(find("backends", "cuda")["available"].get<bool>());
   EXPECT_NE(find("backends", "cuda")["reason"], "");
-  for (const char* absent : {"mpi", "nccl", "peer"}) {
+  for (const char* absent : {"nccl", "peer"}) {
     EXPECT_FALSE(find("communicators", absent)["available"].get<bool>());
     EXPECT_NE(find("communicators", absent)["reason"], "");
   }

@@ -6,14 +6,17 @@
 #include <algorithm>
 #include <fstream>
 #include <map>
+#include <numeric>
 
 #include "bench_check.h"
 #include "case_input.h"
 #include "commands.h"
 #include "progress.h"
 #include "report.h"
+#include "ring_pass.h"
 #include "ringattn/version.h"
 #include "support/fma_peak.h"
+#include "support/rank_job.h"
 
 namespace ringattn::tool {
 namespace {
@@ -70,11 +73,12 @@ class Peaks {
 
 struct Bench {
   const Settings& settings;
+  Communicator* processes;  // null: a ring of threads
   Progress progress;
   Peaks peaks;
   nlohmann::json results = nlohmann::json::array();
 
-  explicit Bench(const Settings& s) : settings(s), progress(!s.quiet) {}
+  Bench(const Settings& s, Communicator* ring) : settings(s), processes(ring), progress(!s.quiet) {}
 
   void add(const support::Case& c, const char* pass, const Milliseconds& times,
            const support::RingResult& result, const std::vector<PassCounts>& ranks,
@@ -83,7 +87,7 @@ struct Bench {
     const double median = quantile(times, 0.5);
     const double gflops = median > 0.0 ? static_cast<double>(sum.flops) / median / 1e6 : 0.0;
     const std::string isa = isa_of(settings, result.backend);
-    const double peak = peaks.of(isa, threads);
+    const double peak = peak_of_all(isa, threads);
     results.push_back({{"case", support::to_string(c)},
                        {"pass", pass},
                        {"backend", result.backend},
@@ -102,27 +106,45 @@ struct Bench {
                        {"max_error", max_error}});
   }
 
-  void run(const support::Case& c) {
-    progress.set("check", 0, 1);
-    const double max_error = checked_error(c, settings);
-    const support::CaseData data = support::make_data(c);
-    const Options options = options_of(c, data, settings);
-    support::RingSettings ring;
-    ring.ring = c.ring;
-    ring.backward = c.backward;
-    ring.timeout = settings.timeout;
-    if (settings.grad_f32) ring.grad_dtype = DType::kFloat32;
-    support::RingJob job(support::make_problem(c), options, data.inputs(), ring);
+  /// Of all processes at once.
+  double peak_of_all(const std::string& isa, int threads) {
+    const double own = peaks.of(isa, threads);
+    if (processes == nullptr) return own;
+    const std::vector<double> all = support::gather_all(*processes, own);
+    return std::accumulate(all.begin(), all.end(), 0.0);
+  }
+
+  template <class Job>
+  void time(const support::Case& c, Job& job, double max_error, int threads) {
     const Milliseconds forward =
         time_pass(settings, progress, "forward ", [&] { return job.forward(); });
     Milliseconds backward;
     if (c.backward) {
       backward = time_pass(settings, progress, "backward", [&] { return job.backward(); });
     }
-    const support::RingResult result = job.result();
-    const int threads = (options.executor ? options.executor : default_executor())->threads();
+    const support::RingResult result = job.summary();
     add(c, "forward", forward, result, result.forward, max_error, threads);
     if (c.backward) add(c, "backward", backward, result, result.backward, max_error, threads);
+  }
+
+  void run(const support::Case& c) {
+    progress.set("check", 0, 1);
+    const double max_error = checked_error(c, settings, processes);
+    const Problem problem = support::make_problem(c);
+    support::CaseData data = support::make_data(c);
+    const Options options = options_of(c, data, settings);
+    const int threads = (options.executor ? options.executor : default_executor())->threads();
+    support::RingSettings ring = ring_settings(settings);
+    ring.ring = c.ring;
+    ring.backward = c.backward;
+    ring.lse = true;
+    if (processes == nullptr) {
+      support::RingJob job(problem, options, data.inputs(), ring);
+      return time(c, job, max_error, threads);
+    }
+    auto job = support::RankJob::of_global(*processes, problem, options, data.inputs(), ring);
+    data = {};
+    time(c, job, max_error, threads);
   }
 };
 
@@ -151,13 +173,14 @@ void print_text(const nlohmann::json& results) {
 
 }  // namespace
 
-int bench_command(const Settings& settings) {
-  Bench bench(settings);
+int bench_command(const Settings& settings, Communicator* ring) {
+  Bench bench(settings, ring);
   std::vector<support::Case> cases;
   for (const std::string& text : settings.inputs) {  // all of them before the first one runs
     cases.push_back(case_with_options(support::parse_case(text), settings));
   }
   for (const support::Case& c : cases) bench.run(c);
+  if (!settings.speaks) return 0;
   if (settings.json) {
     const nlohmann::json machine = {{"cpu", cpu_model()}, {"cores", default_executor()->threads()}};
     fmt::print("{}\n",

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "case_input.h"
+#include "check_data.h"
 #include "ringattn/error.h"
 #include "support/conformance.h"
 
@@ -36,15 +37,14 @@ support::Case checkable(const support::Case& c) {
   return small;
 }
 
-double checked_error(const support::Case& c, const Settings& settings) {
+double checked_error(const support::Case& c, const Settings& settings, Communicator* ring) {
   const support::Case small = checkable(c);
   const support::CaseData data = support::make_data(small);
   support::CheckSettings how;
   how.backend = settings.backend_option();
   how.timeout = settings.timeout;
   const support::CheckReport report =
-      support::check_problem(support::make_problem(small), options_of(small, data, settings),
-                             data.inputs(), small.ring, small.backward, how);
+      check_data(small, data, options_of(small, data, settings), how, ring);
   if (!report.ok()) {
     throw Error(ErrorCode::kInternal,
                 "bench: the result is wrong, so it is not timed: " + report.message() +

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "options.h"
+#include "ringattn/communicator.h"
 #include "support/cases.h"
 
 namespace ringattn::tool {
@@ -13,6 +14,6 @@ support::Case checkable(const support::Case& c);
 
 /// Largest difference from float64 of any tensor of checkable(c). Throws Error(kInternal) with
 /// the command that repeats it if the check fails.
-double checked_error(const support::Case& c, const Settings& settings);
+double checked_error(const support::Case& c, const Settings& settings, Communicator* ring);
 
 }  // namespace ringattn::tool

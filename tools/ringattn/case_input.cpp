@@ -59,6 +59,9 @@ Options options_of(const support::Case& c, const support::CaseData& data,
 
 std::string repeat_command(const support::Case& c, const Settings& s) {
   std::string command = "ringattn check " + support::to_string(c);
+  if (s.over_processes()) {
+    command = "mpirun -n " + std::to_string(c.ring) + " " + command + " --communicator mpi";
+  }
   if (s.backend != "auto") command += " --backend " + s.backend;
   if (!s.isa.empty()) command += " --isa " + s.isa;
   if (s.given.contains("--threads")) command += " --threads " + std::to_string(s.threads);

@@ -6,12 +6,14 @@
 #include <vector>
 
 #include "case_input.h"
+#include "check_data.h"
 #include "commands.h"
 #include "progress.h"
 #include "report.h"
 #include "ring_pass.h"
 #include "ringattn/version.h"
-#include "support/conformance.h"
+#include "run_rows.h"
+#include "support/process_check.h"
 
 namespace ringattn::tool {
 namespace {
@@ -66,13 +68,28 @@ void describe(Checked& checked, const Settings& settings, const Inputs& inputs) 
   checked.text = report_text(settings, inputs, checked.report.result);
 }
 
-Checked check_file(const std::string& path, const Settings& settings) {
+Checked check_file(const std::string& path, const Settings& settings, Communicator* ring) {
   Checked checked;
   checked.source = path;
   checked.repeat = "the same command";
-  const Inputs inputs = read_inputs(path, settings);
   support::CheckSettings how = check_settings(settings);
   how.guarded = false;  // so that the time is that of `run`
+  if (ring != nullptr) {
+    const Inputs rows = read_own_rows(path, settings, *ring);
+    checked.report = support::check_over_processes(
+        *ring, rows.problem, rows.options, settings.backward, how,
+        [&](const Options& options, const support::RingSettings& run) {
+          return support::RankJob(*ring, rows.problem, options, ring_inputs(rows), run);
+        },
+        [&] {  // float64 needs all of them in one place
+          const Inputs whole = read_inputs(path, settings);
+          return support::make_expected(whole.problem, whole.options, ring_inputs(whole),
+                                        settings.backward);
+        });
+    describe(checked, settings, rows);
+    return checked;
+  }
+  const Inputs inputs = read_inputs(path, settings);
   checked.report = support::check_problem(inputs.problem, inputs.options, ring_inputs(inputs),
                                           settings.ring, settings.backward, how);
   describe(checked, settings, inputs);
@@ -98,24 +115,27 @@ TensorMap named_tensors(support::CaseData data) {
   return tensors;
 }
 
-Checked check_one_case(const support::Case& c, const Settings& settings) {
+Checked check_one_case(const support::Case& c, const Settings& settings, Communicator* ring) {
   Checked checked;
   checked.source = support::to_string(c);
   checked.repeat = repeat_command(c, settings);
   support::CaseData data = support::make_data(c);
   const Problem problem = support::make_problem(c);
   const Options options = options_of(c, data, settings);
-  checked.report = support::check_problem(problem, options, data.inputs(), c.ring, c.backward,
-                                          check_settings(settings));
-  describe(checked, settings_of(c, settings), {problem, options, named_tensors(std::move(data))});
+  checked.report = check_data(c, data, options, check_settings(settings), ring);
+  TensorMap tensors = named_tensors(std::move(data));
+  const TensorShapes shapes = shapes_of(tensors);
+  describe(checked, settings_of(c, settings), {problem, options, std::move(tensors), shapes});
   return checked;
 }
 
 /// A random case may find an error that is thrown: that is a failure of the case, not of the tool.
-Checked check_random_case(std::uint64_t seed, const Settings& settings) {
+/// But a ring of processes that has failed is no more.
+Checked check_random_case(std::uint64_t seed, const Settings& settings, Communicator* ring) {
   const support::Case c = case_with_options(support::random_case(seed), settings);
+  if (ring != nullptr) return check_one_case(c, settings, ring);
   try {
-    return check_one_case(c, settings);
+    return check_one_case(c, settings, nullptr);
   } catch (const std::exception& error) {
     Checked checked;
     checked.source = support::to_string(c);
@@ -150,6 +170,7 @@ struct Tally {
   void add(const Checked& c, const Settings& settings, bool describe) {
     ++checked;
     failed += c.ok() ? 0 : 1;
+    if (!settings.speaks) return;
     if (!c.ok()) print_failure(c);
     if (settings.json && (describe || !c.ok())) results.push_back(verdict_json(c));
     if (describe && !settings.json && !settings.quiet) {
@@ -158,34 +179,36 @@ struct Tally {
   }
 };
 
-void check_random(const Settings& settings, Tally& tally) {
+void check_random(const Settings& settings, Communicator* ring, Tally& tally) {
   Progress progress(!settings.quiet);
   for (std::int64_t i = 0; i < settings.random; ++i) {
     progress.set("check", static_cast<int>(i), static_cast<int>(settings.random));
-    tally.add(check_random_case(settings.seed + static_cast<std::uint64_t>(i), settings), settings,
-              false);
+    const std::uint64_t seed = settings.seed + static_cast<std::uint64_t>(i);
+    tally.add(check_random_case(seed, settings, ring), settings, false);
   }
 }
 
-void check_inputs(const Settings& settings, Tally& tally) {
+void check_inputs(const Settings& settings, Communicator* ring, Tally& tally) {
   for (const std::string& word : settings.inputs) {
     const bool by_case = is_case(word);
     const Checked checked =
-        by_case ? check_one_case(case_with_options(support::parse_case(word), settings), settings)
-                : check_file(word, settings);
+        by_case
+            ? check_one_case(case_with_options(support::parse_case(word), settings), settings, ring)
+            : check_file(word, settings, ring);
     tally.add(checked, settings, true);
   }
 }
 
 }  // namespace
 
-int check_command(const Settings& settings) {
+int check_command(const Settings& settings, Communicator* ring) {
   Tally tally;
   if (settings.random > 0) {
-    check_random(settings, tally);
+    check_random(settings, ring, tally);
   } else {
-    check_inputs(settings, tally);
+    check_inputs(settings, ring, tally);
   }
+  if (!settings.speaks) return tally.failed == 0 ? 0 : 1;
   if (settings.json && settings.random == 0 && tally.results.size() == 1) {
     fmt::print("{}\n", tally.results[0].dump());  // one input: its own object, as `run` prints
   } else if (settings.json) {

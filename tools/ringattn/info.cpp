@@ -8,6 +8,7 @@
 #include <string>
 
 #include "commands.h"
+#include "process_ring.h"
 #include "ringattn/attention.h"
 #include "ringattn/version.h"
 
@@ -19,8 +20,7 @@ struct Absent {
   const char* name;
   const char* reason;
 };
-constexpr Absent kAbsentCommunicators[] = {{"mpi", "this build has no MPI communicator"},
-                                           {"nccl", "this build has no NCCL communicator"},
+constexpr Absent kAbsentCommunicators[] = {{"nccl", "this build has no NCCL communicator"},
                                            {"peer", "this build has no peer-to-peer communicator"}};
 
 std::string cpu_model() {
@@ -59,7 +59,12 @@ nlohmann::json info_json() {
   }
   info["devices"] = {
       {{"kind", "cpu"}, {"name", cpu_model()}, {"cores", default_executor()->threads()}}};
-  info["communicators"] = {{{"name", "local"}, {"available", true}, {"reason", ""}}};
+  const MpiBuild mpi = mpi_build();
+  info["communicators"] = {{{"name", "local"}, {"available", true}, {"reason", ""}},
+                           {{"name", "mpi"},
+                            {"available", !mpi.library.empty()},
+                            {"reason", mpi.reason},
+                            {"library", mpi.library}}};
   for (const Absent& absent : kAbsentCommunicators) {
     info["communicators"].push_back(
         {{"name", absent.name}, {"available", false}, {"reason", absent.reason}});
@@ -70,6 +75,7 @@ nlohmann::json info_json() {
 std::string availability(const nlohmann::json& part) {
   if (!part["available"]) return "absent: " + part["reason"].get<std::string>();
   std::string text = "available";
+  if (part.contains("library")) return text + " (" + part["library"].get<std::string>() + ")";
   if (!part.contains("instruction_sets") || part["instruction_sets"].empty()) return text;
   const auto sets = part["instruction_sets"].get<std::vector<std::string>>();
   return text + fmt::format(" ({})", fmt::join(sets, ", "));

@@ -154,7 +154,7 @@ void add_machine(Builder& b) {
   b.integer("--kv-blocksize", &Settings::kv_blocksize, 1, "tile hint: key rows");
   b.flag("--fused-backward", &Settings::fused_backward, "hint: one backward pass, not two");
   b.flag("--deterministic", &Settings::deterministic, "the same bits every time");
-  b.value("--communicator", "NAME", "local: all ranks in this process (default)",
+  b.value("--communicator", "NAME", "local: all ranks in this process (default); mpi: one in each",
           [](Settings& s, const std::string& text) {
             s.communicator = one_of("--communicator", text, {"local", "mpi", "nccl", "peer"});
           });
@@ -164,7 +164,7 @@ void add_machine(Builder& b) {
           });
   b.value("--isa", "NAME", "force an instruction set of the backend cpu (see ringattn info)",
           [](Settings& s, const std::string& text) { s.isa = text; });
-  b.value("--threads", "T", "threads of this process (default: all cores)",
+  b.value("--threads", "T", "threads of this process (default: all cores, or its share)",
           [](Settings& s, const std::string& text) {
             s.threads = static_cast<int>(parse_integer("--threads", text, 1, kMostThreads));
           });
@@ -207,7 +207,9 @@ void add_commands(CLI::App& app, Settings& settings) {
   run.inputs("IN", 1, 1, "a .safetensors file, or a folder of .npy files named after the tensors");
   run.output(true, "OUT", "where to write; .safetensors, otherwise a folder of .npy files");
   add_all(run);
-  run.app().footer("Example:\n  ringattn run qkv.safetensors -o out.safetensors --causal --ring 4");
+  run.app().footer(
+      "Examples:\n  ringattn run qkv.safetensors -o out.safetensors --causal --ring 4\n"
+      "  mpirun -n 4 ringattn run qkv.safetensors -o out.safetensors --communicator mpi");
 
   Builder check(app, settings, Command::kCheck, "check", "the same, compared with float64");
   check.inputs("IN", 0, CLI::detail::expected_max_vector_size,
@@ -230,7 +232,9 @@ void add_commands(CLI::App& app, Settings& settings) {
   add_seed(bench);
   add_machine(bench);
   add_report(bench);
-  bench.app().footer("Example:\n  ringattn bench b1_sq2048_h8_d128_causal --threads 2 --json");
+  bench.app().footer(
+      "Examples:\n  ringattn bench b1_sq2048_h8_d128_causal --threads 2 --json\n"
+      "  mpirun -n 2 ringattn bench b1_sq2048_h8_d128_causal --communicator mpi");
 
   Builder plan(app, settings, Command::kPlan, "plan", "what is computed and sent, rank by rank");
   plan.inputs("IN", 1, 1, "a file or folder, or a case");

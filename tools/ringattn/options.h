@@ -69,6 +69,11 @@ struct Settings {
 
   std::set<std::string> given;  // names of options on the command line, such as "--causal"
 
+  bool speaks = true;  // false on all ranks but the first of a ring of processes
+
+  /// Is the ring one of processes that a launcher started, not of threads? plan only counts.
+  bool over_processes() const { return communicator == "mpi" && command != Command::kPlan; }
+
   /// Does any option say who sees whom? They exclude the tensor `mask`.
   bool masks() const { return causal || window.has_value() || chunk.has_value(); }
 };

@@ -172,7 +172,9 @@ int plan_command(const Settings& settings) {
   const Planned p = is_case(input) ? from_case(input, settings) : from_file(input, settings);
   const GlobalData data = global_data(p);
   std::vector<Plan> plans;
-  for (int r = 0; r < p.ring; ++r) plans.emplace_back(p.problem, p.options, r, p.ring, true);
+  // Threads read each other's blocks; processes need buffers for them.
+  const bool hands_over = settings.communicator == "local";
+  for (int r = 0; r < p.ring; ++r) plans.emplace_back(p.problem, p.options, r, p.ring, hands_over);
   std::vector<PlannedPass> passes = {plan_pass(plans, Pass::kForward, data)};
   if (p.backward) passes.push_back(plan_pass(plans, Pass::kBackward, data));
 

@@ -39,6 +39,11 @@ std::string pass_row(const char* pass, double milliseconds, const std::vector<Pa
 
 }  // namespace
 
+std::vector<std::int64_t> out_shape(const Inputs& inputs) {
+  const Problem& p = inputs.problem;
+  return {p.batch, p.query_seq, p.query_heads, p.value_dim};
+}
+
 std::string isa_of(const Settings& settings, const std::string& backend) {
   if (!settings.isa.empty()) return settings.isa;
   for (const BackendInfo& info : backends()) {
@@ -66,8 +71,8 @@ PassCounts total(const std::vector<PassCounts>& ranks) {
 nlohmann::json report_json(const Settings& settings, const Inputs& inputs,
                            const support::RingResult& result) {
   nlohmann::json shapes;
-  for (const auto& [name, tensor] : inputs.tensors) shapes[name] = tensor.shape();
-  shapes["out"] = result.out.shape();
+  for (const auto& [name, tensor] : inputs.shapes) shapes[name] = tensor.shape;
+  shapes["out"] = out_shape(inputs);
   return {{"version", RINGATTN_VERSION},
           {"options", to_json(settings)},
           {"shapes", shapes},
@@ -88,8 +93,8 @@ std::string report_text(const Settings& settings, const Inputs& inputs,
   std::string text = fmt::format(
       "query {}  key {}  value {}  {}\n"
       "ring of {}, {}, backend {} ({}): {}\n",
-      to_string(inputs.find("query")->shape()), to_string(inputs.find("key")->shape()),
-      to_string(inputs.find("value")->shape()), name(inputs.problem.dtype), settings.ring,
+      to_string(inputs.shapes.at("query").shape), to_string(inputs.shapes.at("key").shape),
+      to_string(inputs.shapes.at("value").shape), name(inputs.problem.dtype), settings.ring,
       name(settings.layout), result.backend, isa_of(settings, result.backend),
       result.backend_reason);
   text += fmt::format("{:<9}{:>10}{:>6}{:>14}{:>10}{:>10}{:>10}{:>10}\n", "pass", "ms", "hops",

@@ -13,6 +13,9 @@
 
 namespace ringattn::tool {
 
+/// [B, Sq, H, Dv].
+std::vector<std::int64_t> out_shape(const Inputs& inputs);
+
 /// The instruction set asked for, or the backend's first; "portable" if it names none.
 std::string isa_of(const Settings& settings, const std::string& backend);
 

@@ -13,13 +13,6 @@ ConstTensorView view_of(const Inputs& inputs, const char* name) {
   return tensor == nullptr ? ConstTensorView() : tensor->view();
 }
 
-/// The library knows no files: says where the tensor came from that it complains about.
-[[noreturn]] void rethrow_with_source(const Error& error, const std::string& source) {
-  const std::string message = error.what();
-  if (!is_input(message.substr(0, message.find(':')))) throw error;
-  throw Error(error.code(), message + " (in " + source + ")");
-}
-
 }  // namespace
 
 support::RingInputs ring_inputs(const Inputs& inputs) {
@@ -36,26 +29,41 @@ support::RingInputs ring_inputs(const Inputs& inputs) {
   return views;
 }
 
-support::RingResult pass_through_ring(const Inputs& inputs, const Settings& settings,
-                                      const std::string& source) {
-  Progress progress(!settings.quiet);
-  progress.set("forward ", 0, settings.ring);
+support::RingSettings ring_settings(const Settings& settings) {
   support::RingSettings ring;
   ring.ring = settings.ring;
   ring.backward = settings.backward;
   ring.lse = settings.lse || settings.backward;
   if (settings.grad_f32) ring.grad_dtype = DType::kFloat32;
   ring.timeout = settings.timeout;
+  return ring;
+}
+
+void naming_source(const std::string& source, const std::function<void()>& work) {
+  try {
+    work();
+  } catch (const Error& error) {
+    const std::string message = error.what();
+    if (!is_input(message.substr(0, message.find(':')))) throw;
+    throw Error(error.code(), message + " (in " + source + ")");
+  }
+}
+
+support::RingResult pass_through_ring(const Inputs& inputs, const Settings& settings,
+                                      const std::string& source) {
+  Progress progress(!settings.quiet);
+  progress.set("forward ", 0, settings.ring);
+  support::RingSettings ring = ring_settings(settings);
   ring.progress = [&](bool backward, int done) {
     // The last rank's forward begins the backward.
     const bool next = !backward && settings.backward && done == settings.ring;
     progress.set(backward || next ? "backward" : "forward ", next ? 0 : done, settings.ring);
   };
-  try {
-    return support::run_on_ring(inputs.problem, inputs.options, ring_inputs(inputs), ring);
-  } catch (const Error& error) {
-    rethrow_with_source(error, source);
-  }
+  support::RingResult result;
+  naming_source(source, [&] {
+    result = support::run_on_ring(inputs.problem, inputs.options, ring_inputs(inputs), ring);
+  });
+  return result;
 }
 
 }  // namespace ringattn::tool

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// `ringattn run`: from a file to a file over a local ring.
+// `ringattn run`: from a file to a file over a ring.
 #include <fmt/format.h>
 
 #include "commands.h"
@@ -7,6 +7,7 @@
 #include "progress.h"
 #include "report.h"
 #include "ring_pass.h"
+#include "run_rows.h"
 
 namespace ringattn::tool {
 namespace {
@@ -27,7 +28,8 @@ TensorMap outputs(support::RingResult& result, const Settings& settings, bool si
 
 }  // namespace
 
-int run_command(const Settings& settings) {
+int run_command(const Settings& settings, Communicator* ring) {
+  if (ring != nullptr) return run_rows(settings, *ring);
   check_writable(settings.output);
   const std::string& source = settings.inputs.front();
   const Inputs inputs = read_inputs(source, settings);

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "options.h"
+#include "process_ring.h"
 #include "ringattn/error.h"
 
 namespace ringattn::tool {
@@ -22,9 +23,14 @@ void check_available(const Settings& s) {
     unsupported(
         "--backend cuda: the command line runs on the CPU only; expected auto, reference or cpu");
   }
-  if (s.communicator != "local") {
-    unsupported("--communicator " + s.communicator + ": this build has only local");
+  const bool counts_only = s.communicator == "mpi" && s.command == Command::kPlan;
+  if (s.communicator == "local" || counts_only) return;
+  if (s.communicator != "mpi") {
+    unsupported("--communicator " + s.communicator + ": expected local or mpi, ringattn has no " +
+                s.communicator + " yet");
   }
+  const MpiBuild mpi = mpi_build();
+  if (mpi.library.empty()) unsupported("--communicator mpi: " + mpi.reason);
 }
 
 nlohmann::json side(const std::optional<std::int64_t>& value) {
