@@ -36,33 +36,31 @@ struct Pieces {
 
 /// What one thread works in.
 struct Scratch {
-  float* keys_t;    // transposed panels [D, N]
-  float* values_t;  // transposed panels [Dv, N]
-  float* keys;      // panels [N, D]
-  float* query;     // panels [M, D]
-  float* dout;      // panels [M, Dv]
-  float* s;         // [M, stride]
-  float* dp;        // [M, stride]
+  float* keys_t;    // [D, stride of N]
+  float* values_t;  // [Dv, stride of N]
+  float* keys;      // [N, stride of D]
+  float* query;     // [M, stride of D]
+  float* dout;      // [M, stride of Dv]
+  float* s;         // [M, stride of N]
+  float* dp;        // [M, stride of N]
   float* dkey;      // [N, padded D]
   float* dvalue;    // [N, padded Dv]
 };
 
-std::int64_t score_stride(const TileShape& tile) { return padded(tile.keys) + kPanel; }
-
 Scratch carve_scratch(const Plan& plan, Carver& carver) {
   const TileShape tile = plan.tiles(Pass::kBackward);
   const Problem& p = plan.problem();
-  const std::int64_t d = padded(p.head_dim);
-  const std::int64_t v = padded(p.value_dim);
-  const std::int64_t n = padded(tile.keys);
+  const std::int64_t d = row_stride(p.head_dim);
+  const std::int64_t v = row_stride(p.value_dim);
+  const std::int64_t n = row_stride(tile.keys);
   Scratch s{};
   s.keys_t = carver.take_array<float>(p.head_dim * n);
   s.values_t = carver.take_array<float>(p.value_dim * n);
   s.keys = carver.take_array<float>(tile.keys * d);
   s.query = carver.take_array<float>(tile.queries * d);
   s.dout = carver.take_array<float>(tile.queries * v);
-  s.s = carver.take_array<float>(tile.queries * score_stride(tile));
-  s.dp = carver.take_array<float>(tile.queries * score_stride(tile));
+  s.s = carver.take_array<float>(tile.queries * n);
+  s.dp = carver.take_array<float>(tile.queries * n);
   s.dkey = carver.take_array<float>(tile.keys * d);
   s.dvalue = carver.take_array<float>(tile.keys * v);
   return s;
@@ -152,9 +150,9 @@ class Task {
         x_(scratch),
         k_(kernels),
         shape_(step.plan.tiles(Pass::kBackward)),
-        stride_(score_stride(shape_)),
-        d_(padded(p_.head_dim)),
-        v_(padded(p_.value_dim)),
+        stride_(row_stride(shape_.keys)),
+        d_(row_stride(p_.head_dim)),
+        v_(row_stride(p_.value_dim)),
         b_(bg / p_.kv_heads),
         g_(bg % p_.kv_heads),
         j_(j),
@@ -185,10 +183,10 @@ class Task {
     const auto* key = rows_at(step_.key, b_, keys_.row, g_);
     const auto* value = rows_at(step_.value, b_, keys_.row, g_);
     const std::int64_t key_row = step_.key.stride(1);
-    k_.widen_transposed({from, key, key_row, keys_.rows, p_.head_dim, x_.keys_t, p_.head_dim});
-    keys_finite_ = k_.widen({from, key, key_row, keys_.rows, p_.head_dim, x_.keys, shape_.keys});
+    k_.widen_transposed({from, key, key_row, keys_.rows, p_.head_dim, x_.keys_t, stride_});
+    keys_finite_ = k_.widen({from, key, key_row, keys_.rows, p_.head_dim, x_.keys, d_});
     k_.widen_transposed(
-        {from, value, step_.value.stride(1), keys_.rows, p_.value_dim, x_.values_t, p_.value_dim});
+        {from, value, step_.value.stride(1), keys_.rows, p_.value_dim, x_.values_t, stride_});
     std::fill_n(x_.dkey, keys_.rows * d_, 0.0F);
     std::fill_n(x_.dvalue, keys_.rows * v_, 0.0F);
   }
@@ -230,18 +228,18 @@ class Task {
   void load_queries(std::int64_t h, const Tile& tile) {
     queries_finite_ =
         k_.widen({format(p_.dtype), rows_at(step_.query, b_, tile.row, h), step_.query.stride(1),
-                  tile.rows, p_.head_dim, x_.query, tile.rows});
+                  tile.rows, p_.head_dim, x_.query, d_});
     dout_finite_ = k_.widen({format(p_.dtype), rows_at(step_.dout, b_, tile.row, h),
-                             step_.dout.stride(1), tile.rows, p_.value_dim, x_.dout, tile.rows});
+                             step_.dout.stride(1), tile.rows, p_.value_dim, x_.dout, v_});
   }
 
   /// P and dS of one tile.
   void weigh(std::int64_t bh, const Tile& tile, const TileBits* bits) {
     const std::int64_t n = padded(keys_.rows);
-    k_.product({x_.query, kPanel, 1, tile.rows * kPanel, x_.keys_t, p_.head_dim * kPanel, x_.s,
-                stride_, tile.rows, n, p_.head_dim, false});
-    k_.product({x_.dout, kPanel, 1, tile.rows * kPanel, x_.values_t, p_.value_dim * kPanel, x_.dp,
-                stride_, tile.rows, n, p_.value_dim, false});
+    k_.product({x_.query, d_, false, x_.keys_t, stride_, x_.s, stride_, tile.rows, n, p_.head_dim,
+                false});
+    k_.product({x_.dout, v_, false, x_.values_t, stride_, x_.dp, stride_, tile.rows, n,
+                p_.value_dim, false});
     const std::int64_t row = bh * step_.query.dim(1) + tile.row;
     const Scoring scoring{step_.plan.scale(), step_.plan.soft_cap()};
     k_.gradient({x_.s, x_.dp, stride_, tile.rows, keys_.rows, bits ? bits->bits : nullptr,
@@ -250,30 +248,32 @@ class Task {
 
   /// dV += P^T dO, dK += dS^T Q.
   void add_to_keys(const Tile& tile, const TileBits* bits) {
-    add_transposed(x_.s, x_.dout, tile.rows, p_.value_dim, x_.dvalue, v_, bits, dout_finite_);
-    add_transposed(x_.dp, x_.query, tile.rows, p_.head_dim, x_.dkey, d_, bits, queries_finite_);
+    add_transposed(x_.s, x_.dout, v_, tile.rows, p_.value_dim, x_.dvalue, bits, dout_finite_);
+    add_transposed(x_.dp, x_.query, d_, tile.rows, p_.head_dim, x_.dkey, bits, queries_finite_);
   }
 
-  void add_transposed(const float* weights, const float* x, std::int64_t rows, std::int64_t columns,
-                      float* out, std::int64_t out_row, const TileBits* bits, bool finite) {
+  /// out [N, columns] += weights^T x; the rows of x and out are `row` floats.
+  void add_transposed(const float* weights, const float* x, std::int64_t row, std::int64_t rows,
+                      std::int64_t columns, float* out, const TileBits* bits, bool finite) {
     if (bits != nullptr && !finite) {
-      careful_product_transposed(
-          {weights, stride_, *bits, rows, keys_.rows, x, rows, columns, out, out_row});
+      careful_product_transposed({weights, stride_, bits->bits, bits->words, rows, keys_.rows, x,
+                                  row, columns, out, row});
     } else {
-      k_.product({weights, 1, stride_, kPanel * stride_, x, rows * kPanel, out, out_row, keys_.rows,
-                  padded(columns), rows, true});
+      k_.product({weights, stride_, true, x, row, out, row, keys_.rows, padded(columns), rows,
+                  true});
     }
   }
 
   /// dQ += dS K.
   void add_to_queries(std::int64_t bh, const Tile& tile, const TileBits* bits) {
-    float* out = w_.dquery + (bh * step_.query.dim(1) + tile.row) * d_;
+    const std::int64_t width = padded(p_.head_dim);
+    float* out = w_.dquery + (bh * step_.query.dim(1) + tile.row) * width;
     if (bits != nullptr && !keys_finite_) {
-      careful_product({x_.dp, stride_, *bits, tile.rows, keys_.rows, x_.keys, shape_.keys,
-                       p_.head_dim, out, d_});
+      careful_product({x_.dp, stride_, bits->bits, bits->words, tile.rows, keys_.rows, x_.keys, d_,
+                       p_.head_dim, out, width});
     } else {
-      k_.product({x_.dp, stride_, 1, kPanel, x_.keys, shape_.keys * kPanel, out, d_, tile.rows, d_,
-                  keys_.rows, true});
+      k_.product({x_.dp, stride_, false, x_.keys, d_, out, width, tile.rows, width, keys_.rows,
+                  true});
     }
   }
 

@@ -2,6 +2,7 @@
 #include "cpu/cpu.h"
 
 #include <algorithm>
+#include <bit>
 #include <string>
 
 #include "dtype.h"
@@ -37,13 +38,11 @@ template <bool kTransposed>
 void careful(const CarefulProduct& p) {
   for (std::int64_t i = 0; i < p.rows; ++i) {
     for (std::int64_t j = 0; j < p.keys; ++j) {
-      if (!p.bits.visible(i, j)) continue;
+      if ((p.bits[i * p.words + j / 64] >> (j % 64) & 1) == 0) continue;
       const float weight = p.w[i * p.w_row + j];
-      const std::int64_t from = kTransposed ? i : j;
+      const float* x = p.x + (kTransposed ? i : j) * p.x_row;
       float* out = p.out + (kTransposed ? j : i) * p.out_row;
-      for (std::int64_t d = 0; d < p.columns; ++d) {
-        out[d] += weight * p.x[d / kPanel * p.capacity * kPanel + from * kPanel + d % kPanel];
-      }
+      for (std::int64_t d = 0; d < p.columns; ++d) out[d] += weight * x[d];
     }
   }
 }
@@ -90,6 +89,18 @@ void narrow(const float* x, std::int64_t n, float factor, const TensorView& out,
     auto* to = static_cast<std::uint16_t*>(out.data) + at;
     for (std::int64_t d = 0; d < n; ++d) to[d] = float_to_f16(x[d] * factor);
   }
+}
+
+Range visible_keys(const TileBits& bits, Range rows) {
+  Range keys;
+  for (std::int64_t w = 0; w < bits.words; ++w) {
+    std::uint64_t any = 0;
+    for (std::int64_t i = rows.begin; i < rows.end; ++i) any |= bits.bits[i * bits.words + w];
+    if (any == 0) continue;
+    if (keys.empty()) keys.begin = w * 64;
+    keys.end = w * 64 + 64 - std::countl_zero(any);
+  }
+  return keys;
 }
 
 void careful_product(const CarefulProduct& p) { careful<false>(p); }

@@ -47,16 +47,20 @@ Format format(DType dtype);
 /// out[i][j] = zero-rounded once: n floats, times factor, to element `at` of a view.
 void narrow(const float* x, std::int64_t n, float factor, const TensorView& out, std::int64_t at);
 
+/// The keys that any of these rows of a masked tile sees: from a multiple of 64 to the last one.
+Range visible_keys(const TileBits& bits, Range rows);
+
 /// Products of masked tiles whose right side has a NaN or inf, which must reach no row that does
-/// not see it: only visible pairs are touched. out[i] += sum over visible j of w[i][j] * x(j) for
-/// `x` in panels of `capacity` rows; transposed: out[j] += sum over visible i of w[i][j] * x(i).
+/// not see it: only visible pairs are touched. out[i] += sum over visible j of w[i][j] * x[j];
+/// transposed: out[j] += sum over visible i of w[i][j] * x[i].
 struct CarefulProduct {
   const float* w;
   std::int64_t w_row;
-  const TileBits& bits;
+  const std::uint64_t* bits;
+  std::int64_t words;
   std::int64_t rows, keys;
   const float* x;
-  std::int64_t capacity, columns;
+  std::int64_t x_row, columns;
   float* out;
   std::int64_t out_row;
 };

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
+#include <optional>
 
 #include "counts.h"
 #include "cpu/cpu.h"
@@ -20,25 +21,31 @@ struct Pieces {
   float* acc = nullptr;  // state, [B, H, Sq, padded Dv]
   float* max = nullptr;  // state, [B, H, Sq]
   float* sum = nullptr;  // state, [B, H, Sq]
-  float* keys;           // [B, G, key tiles] of transposed panels
-  float* values;         // [B, G, key tiles] of panels
+  float* keys;           // [B, G, key tiles] of [D, stride of N]
+  float* values;         // [B, G, key tiles] of [N, stride of Dv]
   std::uint8_t* finite;  // [B, G, key tiles]: all values are finite
   std::byte* scratch;
   std::size_t scratch_bytes;
 };
 
-/// What one thread works in.
-struct Scratch {
-  float* query;  // panels [M, D]
-  float* s;      // [M, stride]
+/// Query tiles that one task takes past each key tile: keys and values come from far away once for
+/// all of them.
+constexpr std::int64_t kUnits = 4;
+
+/// What a query tile keeps while key tiles pass.
+struct UnitScratch {
+  float* query;  // [M, stride of D]
   float* acc;    // [M, padded Dv]
   float* max;    // [M]
   float* sum;
-  float* factor;
 };
 
-// A row of scores ends 16 floats late, so that rows do not fall into the same cache sets.
-std::int64_t score_stride(const TileShape& tile) { return padded(tile.keys) + kPanel; }
+/// What one thread works in.
+struct Scratch {
+  UnitScratch units[kUnits];
+  float* s;       // [M, stride of N]
+  float* factor;  // [M]
+};
 
 std::int64_t key_tiles(const Plan& plan) {
   std::int64_t most = 0;
@@ -49,23 +56,25 @@ std::int64_t key_tiles(const Plan& plan) {
   return most;
 }
 
-std::int64_t key_panel(const Plan& plan) {
-  return plan.problem().head_dim * padded(plan.tiles(Pass::kForward).keys);
+std::int64_t key_size(const Plan& plan) {
+  return plan.problem().head_dim * row_stride(plan.tiles(Pass::kForward).keys);
 }
 
-std::int64_t value_panel(const Plan& plan) {
-  return padded(plan.problem().value_dim) * plan.tiles(Pass::kForward).keys;
+std::int64_t value_size(const Plan& plan) {
+  return plan.tiles(Pass::kForward).keys * row_stride(plan.problem().value_dim);
 }
 
 Scratch carve_scratch(const Plan& plan, Carver& carver) {
   const TileShape tile = plan.tiles(Pass::kForward);
   const Problem& p = plan.problem();
   Scratch s{};
-  s.query = carver.take_array<float>(tile.queries * padded(p.head_dim));
-  s.s = carver.take_array<float>(tile.queries * score_stride(tile));
-  s.acc = carver.take_array<float>(tile.queries * padded(p.value_dim));
-  s.max = carver.take_array<float>(tile.queries);
-  s.sum = carver.take_array<float>(tile.queries);
+  for (UnitScratch& unit : s.units) {
+    unit.query = carver.take_array<float>(tile.queries * row_stride(p.head_dim));
+    unit.acc = carver.take_array<float>(tile.queries * padded(p.value_dim));
+    unit.max = carver.take_array<float>(tile.queries);
+    unit.sum = carver.take_array<float>(tile.queries);
+  }
+  s.s = carver.take_array<float>(tile.queries * row_stride(tile.keys));
   s.factor = carver.take_array<float>(tile.queries);
   return s;
 }
@@ -80,8 +89,8 @@ Pieces carve(const Plan& plan, Carver& carver) {
   const Problem& p = plan.problem();
   const std::int64_t panels = p.batch * p.kv_heads * key_tiles(plan);
   Pieces w{};
-  w.keys = carver.take_array<float>(panels * key_panel(plan));
-  w.values = carver.take_array<float>(panels * value_panel(plan));
+  w.keys = carver.take_array<float>(panels * key_size(plan));
+  w.values = carver.take_array<float>(panels * value_size(plan));
   w.finite = carver.take_array<std::uint8_t>(panels);
   Carver one;
   carve_scratch(plan, one);
@@ -106,23 +115,27 @@ void pack(const ForwardStep& step, const Pieces& w, const KernelTable& k) {
              (b * v.stride(0) + tile.row * v.stride(1) + g * v.stride(2)) * size;
     };
     k.widen_transposed({from, at(step.key), step.key.stride(1), tile.rows, p.head_dim,
-                        w.keys + n * key_panel(step.plan), p.head_dim});
+                        w.keys + n * key_size(step.plan), row_stride(tiles.size)});
     w.finite[n] = k.widen({from, at(step.value), step.value.stride(1), tile.rows, p.value_dim,
-                           w.values + n * value_panel(step.plan), tiles.size})
+                           w.values + n * value_size(step.plan), row_stride(p.value_dim)})
                       ? 1
                       : 0;
   });
 }
 
+/// Rows of a masked tile that are worked on together: each group goes as far as its own keys.
+constexpr std::int64_t kMaskedRows = 24;
+
 /// One (batch row, head, query tile).
-class Task {
+class Unit {
  public:
-  Task(const ForwardStep& step, const Pieces& pieces, const Scratch& scratch,
-       const KernelTable& kernels, std::int64_t bh, std::int64_t i)
+  Unit(const ForwardStep& step, const Pieces& pieces, const Scratch& scratch,
+       const UnitScratch& own, const KernelTable& kernels, std::int64_t bh, std::int64_t i)
       : step_(step),
         p_(step.plan.problem()),
         w_(pieces),
-        x_(scratch),
+        s_(scratch),
+        x_(own),
         k_(kernels),
         b_(bh / p_.query_heads),
         h_(bh % p_.query_heads),
@@ -130,15 +143,36 @@ class Task {
         tile_(step.schedule.queries[i]),
         i_(i),
         width_(padded(p_.value_dim)),
-        row_(bh * step.schedule.queries.positions.size() + tile_.row) {}
-
-  void run(PassCounts& counts) {
+        row_(bh * step.schedule.queries.positions.size() + tile_.row) {
     load_query();
     load_state();
-    const TileRanges ranges = visit(step_.schedule.mask, tile_.span, step_.schedule.keys);
-    for (const Range& tiles : ranges.visited) {
-      for (std::int64_t j = tiles.begin; j < tiles.end; ++j) attend(j, counts);
+  }
+
+  /// The key tiles that may hold visible keys.
+  TileRanges visited() const { return visit(step_.schedule.mask, tile_.span, step_.schedule.keys); }
+
+  /// `fetch`: ask for the keys and values of the next tile meanwhile.
+  void attend(std::int64_t j, bool fetch, PassCounts& counts) {
+    TileBits bits;
+    const TileKind kind = step_.schedule.exact_kind(b_, h_, i_, j, bits);
+    if (kind == TileKind::kSkip) return;
+    const Tile keys = step_.schedule.keys[j];
+    const bool masked = kind == TileKind::kMasked;
+    counts.tiles.visited += 1;
+    counts.tiles.full += masked ? 0 : 1;
+    counts.pairs += masked ? bits.pairs : tile_.rows * keys.rows;
+    if (!masked) {
+      attend_rows(j, {0, tile_.rows}, {0, keys.rows}, nullptr, fetch);
+      return;
     }
+    for (std::int64_t r = 0; r < tile_.rows; r += kMaskedRows) {
+      const Range rows{r, std::min(r + kMaskedRows, tile_.rows)};
+      const Range seen = visible_keys(bits, rows);
+      if (!seen.empty()) attend_rows(j, rows, seen, &bits, false);
+    }
+  }
+
+  void finish() {
     if (step_.last) {
       finish_rows();
     } else {
@@ -152,7 +186,8 @@ class Task {
     const ConstTensorView& q = step_.query;
     const auto* src = static_cast<const std::byte*>(q.data) +
                       (b_ * q.stride(0) + tile_.row * q.stride(1) + h_ * q.stride(2)) * size;
-    k_.widen({format(p_.dtype), src, q.stride(1), tile_.rows, p_.head_dim, x_.query, tile_.rows});
+    k_.widen({format(p_.dtype), src, q.stride(1), tile_.rows, p_.head_dim, x_.query,
+              row_stride(p_.head_dim)});
   }
 
   void load_state() {
@@ -173,33 +208,43 @@ class Task {
     std::copy_n(x_.sum, tile_.rows, w_.sum + row_);
   }
 
-  void attend(std::int64_t j, PassCounts& counts) {
-    TileBits bits;
-    const TileKind kind = step_.schedule.exact_kind(b_, h_, i_, j, bits);
-    if (kind == TileKind::kSkip) return;
-    const Tile keys = step_.schedule.keys[j];
-    const bool masked = kind == TileKind::kMasked;
-    counts.tiles.visited += 1;
-    counts.tiles.full += masked ? 0 : 1;
-    counts.pairs += masked ? bits.pairs : tile_.rows * keys.rows;
-
-    const TileShape shape = step_.plan.tiles(Pass::kForward);
-    const std::int64_t stride = score_stride(shape);
+  /// Rows of this tile against keys of tile j. bits: of the whole tile, or null.
+  void attend_rows(std::int64_t j, Range rows, Range keys, const TileBits* bits, bool fetch) {
     const std::int64_t n = (b_ * p_.kv_heads + g_) * step_.schedule.keys.count() + j;
-    k_.product({x_.query, kPanel, 1, tile_.rows * kPanel, w_.keys + n * key_panel(step_.plan),
-                p_.head_dim * kPanel, x_.s, stride, tile_.rows, padded(keys.rows), p_.head_dim,
-                false});
-    const Scoring scoring{step_.plan.scale(), step_.plan.soft_cap()};
-    k_.softmax({x_.s, stride, tile_.rows, keys.rows, masked ? bits.bits : nullptr, bits.words,
-                scoring, x_.max, x_.sum, x_.factor});
-    k_.scale_rows(x_.acc, width_, tile_.rows, width_, x_.factor);
-    const float* values = w_.values + n * value_panel(step_.plan);
-    if (masked && w_.finite[n] == 0) {
-      careful_product({x_.s, stride, bits, tile_.rows, keys.rows, values, shape.keys, p_.value_dim,
-                       x_.acc, width_});
+    const std::int64_t key_floats = key_size(step_.plan);
+    const std::int64_t value_floats = value_size(step_.plan);
+    const std::int64_t stride = row_stride(step_.schedule.keys.size);
+    const std::int64_t query_row = row_stride(p_.head_dim);
+    const std::int64_t value_row = row_stride(p_.value_dim);
+    const std::int64_t m = rows.end - rows.begin;
+    const std::int64_t count = keys.end - keys.begin;
+    const std::int64_t words = bits ? bits->words : 0;
+    const std::uint64_t* seen =
+        bits ? bits->bits + rows.begin * words + keys.begin / 64 : nullptr;
+    float* acc = x_.acc + rows.begin * width_;
+    const float* next_keys = w_.keys + (n + 1) * key_floats;
+    const float* next_values = w_.values + (n + 1) * value_floats;
+    const Product scores{x_.query + rows.begin * query_row, query_row, false,
+                         w_.keys + n * key_floats + keys.begin, stride, s_.s, stride, m,
+                         padded(count), p_.head_dim, false, next_keys,
+                         fetch ? key_floats * 4 : 0};
+    const SoftmaxTile weights{s_.s, stride, m, count, seen, words,
+                              {step_.plan.scale(), step_.plan.soft_cap()},
+                              x_.max + rows.begin, x_.sum + rows.begin, s_.factor};
+    k_.product(scores);
+    const Trial trial = k_.softmax_again(weights);
+    if (trial != Trial::kDone) {
+      if (trial == Trial::kSpoilt) k_.product(scores);
+      k_.softmax(weights);
+      k_.scale_rows(acc, width_, m, width_, s_.factor);
+    }
+    const float* values = w_.values + n * value_floats + keys.begin * value_row;
+    if (bits != nullptr && w_.finite[n] == 0) {
+      careful_product({s_.s, stride, seen, words, m, count, values, value_row, p_.value_dim, acc,
+                       width_});
     } else {
-      k_.product({x_.s, stride, 1, kPanel, values, shape.keys * kPanel, x_.acc, width_, tile_.rows,
-                  width_, keys.rows, true});
+      k_.product({s_.s, stride, false, values, value_row, acc, width_, m, width_, count, true,
+                  next_values, fetch ? value_floats * 4 : 0});
     }
   }
 
@@ -208,7 +253,7 @@ class Task {
     const float sink =
         step_.sinks == nullptr ? -kInfinity<float> : static_cast<float>(step_.sinks[h_]);
     for (std::int64_t r = 0; r < tile_.rows; ++r) {
-      const auto result = finish(x_.max[r] * kLn2, x_.sum[r], sink);
+      const auto result = ringattn::finish(x_.max[r] * kLn2, x_.sum[r], sink);
       float* acc = x_.acc + r * width_;
       if (result.zero) std::fill_n(acc, p_.value_dim, 0.0F);
       const std::int64_t row = tile_.row + r;
@@ -225,12 +270,62 @@ class Task {
   const ForwardStep& step_;
   const Problem& p_;
   const Pieces& w_;
-  Scratch x_;
+  const Scratch& s_;
+  UnitScratch x_;
   const KernelTable& k_;
   std::int64_t b_, h_, g_;
   Tile tile_;
   std::int64_t i_, width_, row_;
 };
+
+/// How units are spread over tasks. A plane is a (batch row, kv head): its units share keys and
+/// values, all heads of the group for one query tile, then those for the next one.
+struct Tasks {
+  std::int64_t tiles, group, planes, each, per_plane;
+
+  Tasks(const ForwardStep& step, int threads)
+      : tiles(step.schedule.queries.count()),
+        group(step.plan.problem().query_heads / step.plan.problem().kv_heads),
+        planes(step.plan.problem().batch * step.plan.problem().kv_heads) {
+    // Fewer units a task rather than fewer than kRounds tasks a thread: the last ones end together.
+    constexpr std::int64_t kRounds = 8;
+    const std::int64_t share = planes * group * tiles / (threads * kRounds);
+    each = threads == 1 ? kUnits : std::clamp<std::int64_t>(share, 1, kUnits);
+    per_plane = ceil_div(group * tiles, each);
+  }
+  std::int64_t count() const { return planes * per_plane; }
+};
+
+/// A task: units [first, first + each) of a plane past all of its key tiles.
+void run_task(const ForwardStep& step, const Pieces& w, const KernelTable& k, const Tasks& tasks,
+              const Scratch& scratch, std::int64_t ticket, PassCounts& counts) {
+  // Late query tiles first: under a causal mask they are the longest.
+  const std::int64_t plane = ticket % tasks.planes;
+  const std::int64_t first = (tasks.per_plane - 1 - ticket / tasks.planes) * tasks.each;
+  const std::int64_t count = std::min(tasks.each, tasks.group * tasks.tiles - first);
+  std::optional<Unit> units[kUnits];
+  TileRanges ranges[kUnits];
+  Range all[2] = {{INT64_MAX, 0}, {INT64_MAX, 0}};
+  for (std::int64_t u = 0; u < count; ++u) {
+    const std::int64_t head = plane * tasks.group + (first + u) % tasks.group;
+    units[u].emplace(step, w, scratch, scratch.units[u], k, head, (first + u) / tasks.group);
+    ranges[u] = units[u]->visited();
+    for (int run = 0; run < 2; ++run) {
+      if (ranges[u].visited[run].empty()) continue;
+      all[run].begin = std::min(all[run].begin, ranges[u].visited[run].begin);
+      all[run].end = std::max(all[run].end, ranges[u].visited[run].end);
+    }
+  }
+  for (int run = 0; run < 2; ++run) {
+    for (std::int64_t j = all[run].begin; j < all[run].end; ++j) {
+      for (std::int64_t u = 0; u < count; ++u) {
+        if (!ranges[u].visited[run].contains(j)) continue;
+        units[u]->attend(j, u == count - 1 && j + 1 < all[run].end, counts);
+      }
+    }
+  }
+  for (std::int64_t u = 0; u < count; ++u) units[u]->finish();
+}
 
 }  // namespace
 
@@ -257,17 +352,13 @@ PassCounts forward(const ForwardStep& step) {
     w.sum = w.max + rows;
   }
   pack(step, w, k);
-  const std::int64_t tiles = step.schedule.queries.count();
-  const std::int64_t planes = p.batch * p.query_heads;
+  const Tasks tasks(step, step.executor.threads());
   PassCounts counts =
-      run_tickets(step.executor, planes * tiles,
+      run_tickets(step.executor, tasks.count(),
                   [&](std::int64_t worker, std::int64_t ticket, PassCounts& own) {
                     Carver scratch({w.scratch + static_cast<std::size_t>(worker) * w.scratch_bytes,
                                     w.scratch_bytes});
-                    // Late query tiles first: under a causal mask they are the longest.
-                    Task(step, w, carve_scratch(step.plan, scratch), k, ticket % planes,
-                         tiles - 1 - ticket / planes)
-                        .run(own);
+                    run_task(step, w, k, tasks, carve_scratch(step.plan, scratch), ticket, own);
                   });
   counts.flops = flops(p, Pass::kForward, counts.pairs);
   return counts;

@@ -8,27 +8,34 @@
 
 namespace ringattn::cpu {
 
-/// Matrices that feed a product are stored in panels of 16 columns: element (i, j) of a matrix of
-/// `rows` rows lies at (j / 16) * rows * 16 + i * 16 + j % 16. Columns are padded with zeros.
+/// Rows of matrices are padded with zeros to a multiple of 16 columns.
 inline constexpr std::int64_t kPanel = 16;
 
 constexpr std::int64_t padded(std::int64_t n) { return (n + kPanel - 1) / kPanel * kPanel; }
 
+/// Floats from row to row of a matrix: an odd number of cache lines, so that rows do not fall into
+/// the same cache sets.
+constexpr std::int64_t row_stride(std::int64_t columns) {
+  return ((columns + kPanel - 1) / kPanel | 1) * kPanel;
+}
+
 enum class Format : std::uint8_t { kFloat32, kBFloat16, kFloat16 };
 
-/// c[i][j] (+)= sum over k of a(i, k) * b(k, j), for i < m, j < n (a multiple of 16), k < depth.
-/// a(i, k) = a[(k / 16) * a_group + i * a_row + (k % 16) * a_step]: rows, columns or panels.
-/// b is in panels of b_group elements. c is row-major. The order of additions depends on the
+/// c[i][j] (+)= sum over k of a(i, k) * b[k][j], for i < m, j < n (a multiple of 16), k < depth.
+/// a(i, k) = a[i * a_row + k], transposed a[k * a_row + i]. The order of additions depends on the
 /// shape alone.
 struct Product {
   const float* a;
-  std::int64_t a_row, a_step, a_group;
+  std::int64_t a_row;
+  bool a_transposed;
   const float* b;
-  std::int64_t b_group;
+  std::int64_t b_row;
   float* c;
   std::int64_t c_row;
   std::int64_t m, n, depth;
   bool accumulate;
+  const void* next = nullptr;  // what will be read after this, to be brought nearer meanwhile
+  std::int64_t next_bytes = 0;
 };
 
 /// How products of queries and keys become scores in units of log2. The scale is applied to the
@@ -51,6 +58,9 @@ struct SoftmaxTile {
   float* factor;  // [rows], out: what the accumulators are to be multiplied by
 };
 
+/// Was a tile done? Not tried, or tried in vain: some reference was too small, `s` is spoilt.
+enum class Trial : std::uint8_t { kDone, kNot, kSpoilt };
+
 /// The backward's elementwise pass: P = exp2(s - lse), dS = P * (dP - delta) * slope.
 struct GradientTile {
   float* s;   // in: products; out: P
@@ -64,25 +74,28 @@ struct GradientTile {
   const float* delta;  // [rows]
 };
 
-/// Rows of a tensor to float32 panels: dst element (i, j) = src(i, j), rows i < `rows`,
-/// columns j < `columns`, zeros up to padded(columns). `capacity`: rows of the panel matrix.
+/// Rows of a tensor to a float32 matrix: dst[i][j] = src(i, j), rows i < `rows`, columns
+/// j < `columns`, zeros up to padded(columns).
 struct Widen {
   Format format;
   const void* src;
   std::int64_t src_row;  // elements between rows
   std::int64_t rows, columns;
   float* dst;
-  std::int64_t capacity;
+  std::int64_t dst_row;
 };
 
 struct KernelTable {
   const char* isa;
   void (*product)(const Product&);
   void (*softmax)(const SoftmaxTile&);
+  /// The same without looking for maxima, where rows have a reference and no mask. What is not done
+  /// changes nothing but `s` (and `factor`).
+  Trial (*softmax_again)(const SoftmaxTile&);
   void (*gradient)(const GradientTile&);
   /// Returns false if any element is not finite.
   bool (*widen)(const Widen&);
-  /// The same, transposed: element (j, i), as the right side of scores. Rows padded with zeros.
+  /// The same, transposed: dst[j][i], as the right side of scores; zeros up to padded(rows).
   bool (*widen_transposed)(const Widen&);
   /// x[i][j] *= factor[i], j < n (a multiple of 16).
   void (*scale_rows)(float* x, std::int64_t row, std::int64_t rows, std::int64_t n,

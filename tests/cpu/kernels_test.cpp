@@ -58,7 +58,7 @@ TEST_P(Kernels, Exp2IsWithinThreeHalfUlpsOverItsRange) {
 
 TEST_P(Kernels, Exp2OfTheEnds) {
   const float inf = std::numeric_limits<float>::infinity();
-  const float x[16] = {0.0F,    -0.0F,  1.0F, -1.0F, -inf, -126.0F, -1e30F, std::nanf("1"),
+  const float x[16] = {0.0F,    -0.0F,  1.0F, -1.0F, -inf, -126.0F, -1e30F, std::nanf(""),
                        -125.0F, 127.0F, 0.5F, -0.5F, 2.0F, -2.0F,   10.0F,  -10.0F};
   float y[16];
   table().exp2(x, y, 16);
@@ -94,7 +94,7 @@ TEST_P(Kernels, WidensEvery16BitValueExactly) {
     std::vector<std::uint16_t> all(1 << 16);
     for (std::size_t i = 0; i < all.size(); ++i) all[i] = static_cast<std::uint16_t>(i);
     std::vector<float> wide(all.size());
-    EXPECT_FALSE(table().widen({format(dtype), all.data(), 16, 1 << 12, 16, wide.data(), 1 << 12}));
+    EXPECT_FALSE(table().widen({format(dtype), all.data(), 16, 1 << 12, 16, wide.data(), 16}));
     for (std::size_t i = 0; i < all.size(); ++i) {
       const double expected = load(dtype, all.data(), static_cast<std::int64_t>(i));
       if (std::isnan(expected)) {
@@ -109,21 +109,55 @@ TEST_P(Kernels, WidensEvery16BitValueExactly) {
 TEST_P(Kernels, WidenNoticesWhatIsNotFiniteAndPadsWithZeros) {
   for (const std::int64_t columns : {1, 5, 16, 19, 33}) {
     std::vector<float> src(static_cast<std::size_t>(3 * 40), 2.0F);
-    std::vector<float> dst(static_cast<std::size_t>(padded(columns) * 4), -7.0F);
-    const Widen w{Format::kFloat32, src.data(), 40, 3, columns, dst.data(), 4};
+    std::vector<float> dst(static_cast<std::size_t>(64 * 3), -7.0F);
+    const Widen w{Format::kFloat32, src.data(), 40, 3, columns, dst.data(), 64};
     EXPECT_TRUE(table().widen(w));
     for (std::int64_t j = 0; j < padded(columns); ++j) {
-      const float expected = j < columns ? 2.0F : 0.0F;
-      EXPECT_EQ(dst[static_cast<std::size_t>(j / 16 * 64 + 2 * 16 + j % 16)], expected);
+      EXPECT_EQ(dst[static_cast<std::size_t>(2 * 64 + j)], j < columns ? 2.0F : 0.0F);
+    }
+    std::vector<float> turned(static_cast<std::size_t>(48 * 16), -7.0F);
+    const Widen t{Format::kFloat32, src.data(), 40, 3, columns, turned.data(), 16};
+    EXPECT_TRUE(table().widen_transposed(t));
+    for (std::int64_t i = 0; i < 16; ++i) {
+      EXPECT_EQ(turned[static_cast<std::size_t>((columns - 1) * 16 + i)], i < 3 ? 2.0F : 0.0F);
     }
     src[static_cast<std::size_t>(2 * 40 + columns - 1)] = std::numeric_limits<float>::infinity();
     EXPECT_FALSE(table().widen(w));
-    EXPECT_FALSE(table().widen_transposed({Format::kFloat32, src.data(), 40, 3, columns,
-                                           std::vector<float>(16 * 40).data(), columns}));
+    EXPECT_FALSE(table().widen_transposed(t));
     src[static_cast<std::size_t>(2 * 40 + columns - 1)] = 0.0F;
     src[static_cast<std::size_t>(2 * 40 + columns)] = std::nanf("");  // beyond: not looked at
     EXPECT_TRUE(table().widen(w));
   }
+}
+
+TEST_P(Kernels, TransposesEveryElement) {
+  for (const std::int64_t rows : {1, 7, 16, 37}) {
+    for (const std::int64_t columns : {1, 4, 19, 64}) {
+      std::vector<float> src(static_cast<std::size_t>(rows * columns));
+      for (std::size_t i = 0; i < src.size(); ++i) src[i] = static_cast<float>(i + 1);
+      const std::int64_t stride = row_stride(rows);
+      std::vector<float> dst(static_cast<std::size_t>(columns * stride), -7.0F);
+      table().widen_transposed(
+          {Format::kFloat32, src.data(), columns, rows, columns, dst.data(), stride});
+      for (std::int64_t j = 0; j < columns; ++j) {
+        for (std::int64_t i = 0; i < padded(rows); ++i) {
+          const float expected = i < rows ? src[static_cast<std::size_t>(i * columns + j)] : 0.0F;
+          ASSERT_EQ(dst[static_cast<std::size_t>(j * stride + i)], expected) << i << " " << j;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(Kernels, AfterPackingEveryNaNSurvivesTheExponential) {
+  std::vector<float> src(16, 1.0F);
+  src[5] = std::bit_cast<float>(0x7FC001FFU);  // its low bits would reach the exponent
+  src[6] = std::bit_cast<float>(0xFF800001U);
+  float dst[16];
+  EXPECT_FALSE(table().widen({Format::kFloat32, src.data(), 16, 1, 16, dst, 16}));
+  float y[16];
+  table().exp2(dst, y, 16);
+  for (int i = 0; i < 16; ++i) EXPECT_EQ(std::isnan(y[i]), i == 5 || i == 6) << i;
 }
 
 std::vector<float> random_floats(std::size_t n, unsigned seed) {
@@ -135,28 +169,27 @@ std::vector<float> random_floats(std::size_t n, unsigned seed) {
 
 TEST_P(Kernels, ProductsEqualPlainLoopsForEveryShapeAndStride) {
   for (const std::int64_t m : {1, 5, 6, 7, 12, 13, 29}) {
-    for (const std::int64_t n : {16, 32, 48}) {
-      for (const std::int64_t depth : {1, 15, 16, 17, 40}) {
+    for (const std::int64_t n : {16, 32, 48, 80}) {
+      for (const std::int64_t depth : {0, 1, 15, 16, 17, 40, 200}) {
         for (const bool columns : {false, true}) {
-          const auto a = random_floats(64 * 64, 1);
-          const auto b = random_floats(static_cast<std::size_t>(n * 64), 2);
-          auto c = random_floats(static_cast<std::size_t>(m * 50), 3);
+          const auto a = random_floats(208 * 208, 1);
+          const auto b = random_floats(static_cast<std::size_t>(208 * 80), 2);
+          auto c = random_floats(static_cast<std::size_t>(m * 84), 3);
           const auto old = c;
-          const std::int64_t row = columns ? 1 : 64;
-          const std::int64_t step = columns ? 64 : 1;
           table().product(
-              {a.data(), row, step, 16 * step, b.data(), 16 * 64, c.data(), 50, m, n, depth, true});
+              {a.data(), 208, columns, b.data(), 80, c.data(), 84, m, n, depth, true});
           for (std::int64_t i = 0; i < m; ++i) {
-            for (std::int64_t j = 0; j < 50; ++j) {
-              const auto at = static_cast<std::size_t>(i * 50 + j);
+            for (std::int64_t j = 0; j < 84; ++j) {
+              const auto at = static_cast<std::size_t>(i * 84 + j);
               if (j >= n) {
                 ASSERT_EQ(c[at], old[at]) << "wrote beyond its columns";
                 continue;
               }
               double sum = old[at];
               for (std::int64_t k = 0; k < depth; ++k) {
-                sum += static_cast<double>(a[static_cast<std::size_t>(i * row + k * step)]) *
-                       b[static_cast<std::size_t>(j / 16 * 16 * 64 + k * 16 + j % 16)];
+                const std::int64_t left = columns ? k * 208 + i : i * 208 + k;
+                sum += static_cast<double>(a[static_cast<std::size_t>(left)]) *
+                       b[static_cast<std::size_t>(k * 80 + j)];
               }
               // At most depth + 1 roundings of partial sums below 4 * depth + 2.
               const double bound = 2 * kUlp * static_cast<double>((depth + 1) * (4 * depth + 2));
@@ -173,7 +206,7 @@ TEST_P(Kernels, SoftmaxKeepsItsStateOverTilesAndIgnoresMaskedScores) {
   const std::int64_t keys = 37;
   const std::int64_t stride = padded(keys) + 16;
   std::vector<float> first(static_cast<std::size_t>(stride), 3.0F);
-  std::vector<float> second(static_cast<std::size_t>(stride), 5.0F);
+  std::vector<float> second(static_cast<std::size_t>(stride), 15.0F);
   second[4] = std::nanf("");  // masked
   std::vector<std::uint64_t> bits = {0b1011};
   float max = -std::numeric_limits<float>::infinity();
@@ -186,11 +219,35 @@ TEST_P(Kernels, SoftmaxKeepsItsStateOverTilesAndIgnoresMaskedScores) {
   EXPECT_EQ(first[37], 0.0F);
   table().softmax(
       {second.data(), stride, 1, keys, bits.data(), 1, {kLn2, 0.0F}, &max, &sum, &factor});
-  EXPECT_FLOAT_EQ(max, 5.0F);
-  EXPECT_FLOAT_EQ(factor, 0.25F);
-  EXPECT_FLOAT_EQ(sum, 37.0F * 0.25F + 3.0F);
+  EXPECT_FLOAT_EQ(max, 15.0F);
+  EXPECT_FLOAT_EQ(factor, 0x1p-12F);
+  EXPECT_FLOAT_EQ(sum, 37.0F * 0x1p-12F + 3.0F);
   EXPECT_EQ(second[2], 0.0F);
   EXPECT_EQ(second[4], 0.0F);
+}
+
+TEST_P(Kernels, AReferenceThatIsNearlyTheMaximumStays) {
+  std::vector<float> s(32, 5.0F);
+  float max = 3.0F;
+  float sum = 1.0F;
+  float factor = 0.0F;
+  const SoftmaxTile tile{s.data(), 32, 1, 32, nullptr, 0, {kLn2, 0.0F}, &max, &sum, &factor};
+  table().softmax(tile);
+  EXPECT_EQ(max, 3.0F);
+  EXPECT_EQ(factor, 1.0F);
+  EXPECT_FLOAT_EQ(sum, 1.0F + 32 * 4.0F);
+  s.assign(32, 5.0F);
+  sum = 1.0F;
+  EXPECT_EQ(table().softmax_again(tile), Trial::kDone);
+  EXPECT_FLOAT_EQ(sum, 1.0F + 32 * 4.0F);
+  s.assign(32, 5.0F);
+  s[3] = 100.0F;
+  EXPECT_EQ(table().softmax_again(tile), Trial::kSpoilt);
+  s[3] = std::nanf("");
+  EXPECT_EQ(table().softmax_again(tile), Trial::kSpoilt);
+  EXPECT_FLOAT_EQ(sum, 1.0F + 32 * 4.0F) << "a trial in vain changes no state";
+  max = -std::numeric_limits<float>::infinity();
+  EXPECT_EQ(table().softmax_again(tile), Trial::kNot);
 }
 
 TEST_P(Kernels, RowsThatSeeNothingKeepAnEmptyState) {
