@@ -39,28 +39,36 @@ struct Scratch {
   float* keys_t;    // [D, stride of N]
   float* values_t;  // [Dv, stride of N]
   float* keys;      // [N, stride of D]
-  float* query;     // [M, stride of D]
-  float* dout;      // [M, stride of Dv]
-  float* s;         // [M, stride of N]
-  float* dp;        // [M, stride of N]
-  float* dkey;      // [N, padded D]
-  float* dvalue;    // [N, padded Dv]
+  float* query;     // [M, stride of D], from the left
+  float* dout;      // [M, stride of Dv], from the left
+  float* query_r;   // the same from the right, if that differs
+  float* dout_r;
+  float* s;       // [M, stride of N]
+  float* dp;      // [M, stride of N]
+  float* ds;      // [M, stride of N], if it differs from dp
+  float* dkey;    // [N, padded D]
+  float* dvalue;  // [N, padded Dv]
 };
 
 Scratch carve_scratch(const Plan& plan, Carver& carver) {
   const TileShape tile = plan.tiles(Pass::kBackward);
   const Problem& p = plan.problem();
+  const Operands o(plan);
   const std::int64_t d = row_stride(p.head_dim);
   const std::int64_t v = row_stride(p.value_dim);
   const std::int64_t n = row_stride(tile.keys);
+  const std::int64_t m = tile.queries;
   Scratch s{};
-  s.keys_t = carver.take_array<float>(p.head_dim * n);
-  s.values_t = carver.take_array<float>(p.value_dim * n);
-  s.keys = carver.take_array<float>(tile.keys * d);
-  s.query = carver.take_array<float>(tile.queries * d);
-  s.dout = carver.take_array<float>(tile.queries * v);
-  s.s = carver.take_array<float>(tile.queries * n);
-  s.dp = carver.take_array<float>(tile.queries * n);
+  s.keys_t = carver.take_array<float>(o.words(p.head_dim) * n);
+  s.values_t = carver.take_array<float>(o.words(p.value_dim) * n);
+  s.keys = carver.take_array<float>(o.words(tile.keys) * d);
+  s.query = carver.take_array<float>(m * row_stride(o.words(p.head_dim)));
+  s.dout = carver.take_array<float>(m * row_stride(o.words(p.value_dim)));
+  s.query_r = o.pairs ? carver.take_array<float>(o.words(m) * d) : s.query;
+  s.dout_r = o.pairs ? carver.take_array<float>(o.words(m) * v) : s.dout;
+  s.s = carver.take_array<float>(m * n);
+  s.dp = carver.take_array<float>(m * n);
+  s.ds = o.pairs ? carver.take_array<float>(m * row_stride(o.words(tile.keys))) : s.dp;
   s.dkey = carver.take_array<float>(tile.keys * d);
   s.dvalue = carver.take_array<float>(tile.keys * v);
   return s;
@@ -143,14 +151,16 @@ void prepare(const BackwardStep& step, const Pieces& w) {
 class Task {
  public:
   Task(const BackwardStep& step, const Pieces& pieces, const Scratch& scratch,
-       const KernelTable& kernels, std::int64_t bg, std::int64_t j)
+       const Operands& operands, std::int64_t bg, std::int64_t j)
       : step_(step),
         p_(step.plan.problem()),
         w_(pieces),
         x_(scratch),
-        k_(kernels),
+        o_(operands),
+        k_(operands.kernels),
         shape_(step.plan.tiles(Pass::kBackward)),
         stride_(row_stride(shape_.keys)),
+        ds_row_(row_stride(operands.words(shape_.keys))),
         d_(row_stride(p_.head_dim)),
         v_(row_stride(p_.value_dim)),
         b_(bg / p_.kv_heads),
@@ -179,16 +189,22 @@ class Task {
 
  private:
   void load_keys() {
-    const Format from = format(p_.dtype);
     const auto* key = rows_at(step_.key, b_, keys_.row, g_);
     const auto* value = rows_at(step_.value, b_, keys_.row, g_);
-    const std::int64_t key_row = step_.key.stride(1);
-    k_.widen_transposed({from, key, key_row, keys_.rows, p_.head_dim, x_.keys_t, stride_});
-    keys_finite_ = k_.widen({from, key, key_row, keys_.rows, p_.head_dim, x_.keys, d_});
-    k_.widen_transposed(
-        {from, value, step_.value.stride(1), keys_.rows, p_.value_dim, x_.values_t, stride_});
+    const Widen keys{false,      o_.format,   key,     step_.key.stride(1),
+                     keys_.rows, p_.head_dim, nullptr, 0};
+    o_.right_transposed(to(keys, x_.keys_t, stride_));
+    keys_finite_ = o_.right(to(keys, x_.keys, d_));
+    o_.right_transposed({false, o_.format, value, step_.value.stride(1), keys_.rows, p_.value_dim,
+                         x_.values_t, stride_});
     std::fill_n(x_.dkey, keys_.rows * d_, 0.0F);
     std::fill_n(x_.dvalue, keys_.rows * v_, 0.0F);
+  }
+
+  static Widen to(Widen w, float* dst, std::int64_t dst_row) {
+    w.dst = dst;
+    w.dst_row = dst_row;
+    return w;
   }
 
   void store_keys() {
@@ -226,41 +242,60 @@ class Task {
   }
 
   void load_queries(std::int64_t h, const Tile& tile) {
-    queries_finite_ =
-        k_.widen({format(p_.dtype), rows_at(step_.query, b_, tile.row, h), step_.query.stride(1),
-                  tile.rows, p_.head_dim, x_.query, d_});
-    dout_finite_ = k_.widen({format(p_.dtype), rows_at(step_.dout, b_, tile.row, h),
-                             step_.dout.stride(1), tile.rows, p_.value_dim, x_.dout, v_});
+    const Widen query{false,
+                      o_.format,
+                      rows_at(step_.query, b_, tile.row, h),
+                      step_.query.stride(1),
+                      tile.rows,
+                      p_.head_dim,
+                      nullptr,
+                      0};
+    const Widen dout{false,
+                     o_.format,
+                     rows_at(step_.dout, b_, tile.row, h),
+                     step_.dout.stride(1),
+                     tile.rows,
+                     p_.value_dim,
+                     nullptr,
+                     0};
+    queries_finite_ = o_.left(to(query, x_.query, row_stride(o_.words(p_.head_dim))));
+    dout_finite_ = o_.left(to(dout, x_.dout, row_stride(o_.words(p_.value_dim))));
+    if (o_.pairs) {
+      o_.right(to(query, x_.query_r, d_));
+      o_.right(to(dout, x_.dout_r, v_));
+    }
   }
 
   /// P and dS of one tile.
   void weigh(std::int64_t bh, const Tile& tile, const TileBits* bits) {
     const std::int64_t n = padded(keys_.rows);
-    k_.product({x_.query, d_, false, x_.keys_t, stride_, x_.s, stride_, tile.rows, n, p_.head_dim,
-                false});
-    k_.product({x_.dout, v_, false, x_.values_t, stride_, x_.dp, stride_, tile.rows, n,
-                p_.value_dim, false});
+    k_.product({o_.pairs, x_.query, row_stride(o_.words(p_.head_dim)), false, x_.keys_t, stride_,
+                x_.s, stride_, tile.rows, n, o_.words(p_.head_dim), false});
+    k_.product({o_.pairs, x_.dout, row_stride(o_.words(p_.value_dim)), false, x_.values_t, stride_,
+                x_.dp, stride_, tile.rows, n, o_.words(p_.value_dim), false});
     const std::int64_t row = bh * step_.query.dim(1) + tile.row;
     const Scoring scoring{step_.plan.scale(), step_.plan.soft_cap()};
-    k_.gradient({x_.s, x_.dp, stride_, tile.rows, keys_.rows, bits ? bits->bits : nullptr,
-                 bits ? bits->words : 0, scoring, w_.lse + row, w_.delta + row});
+    k_.gradient({x_.s, x_.dp, o_.pairs ? x_.ds : nullptr, ds_row_, stride_, tile.rows, keys_.rows,
+                 bits ? bits->bits : nullptr, bits ? bits->words : 0, scoring, w_.lse + row,
+                 w_.delta + row});
   }
 
   /// dV += P^T dO, dK += dS^T Q.
   void add_to_keys(const Tile& tile, const TileBits* bits) {
-    add_transposed(x_.s, x_.dout, v_, tile.rows, p_.value_dim, x_.dvalue, bits, dout_finite_);
-    add_transposed(x_.dp, x_.query, d_, tile.rows, p_.head_dim, x_.dkey, bits, queries_finite_);
+    add_transposed(x_.s, x_.dout_r, v_, tile.rows, p_.value_dim, x_.dvalue, bits, dout_finite_);
+    add_transposed(x_.dp, x_.query_r, d_, tile.rows, p_.head_dim, x_.dkey, bits, queries_finite_);
   }
 
   /// out [N, columns] += weights^T x; the rows of x and out are `row` floats.
   void add_transposed(const float* weights, const float* x, std::int64_t row, std::int64_t rows,
                       std::int64_t columns, float* out, const TileBits* bits, bool finite) {
     if (bits != nullptr && !finite) {
-      careful_product_transposed({weights, stride_, bits->bits, bits->words, rows, keys_.rows, x,
-                                  row, columns, out, row});
+      careful_product_transposed({o_.pairs, weights, stride_, bits->bits, bits->words, rows,
+                                  keys_.rows, x, row, columns, out, row});
     } else {
-      k_.product({weights, stride_, true, x, row, out, row, keys_.rows, padded(columns), rows,
-                  true});
+      // Words of two rows lie in every other row.
+      k_.product({o_.pairs, weights, o_.pairs ? 2 * stride_ : stride_, true, x, row, out, row,
+                  keys_.rows, padded(columns), o_.words(rows), true});
     }
   }
 
@@ -269,11 +304,11 @@ class Task {
     const std::int64_t width = padded(p_.head_dim);
     float* out = w_.dquery + (bh * step_.query.dim(1) + tile.row) * width;
     if (bits != nullptr && !keys_finite_) {
-      careful_product({x_.dp, stride_, bits->bits, bits->words, tile.rows, keys_.rows, x_.keys, d_,
-                       p_.head_dim, out, width});
+      careful_product({o_.pairs, x_.ds, ds_row_, bits->bits, bits->words, tile.rows, keys_.rows,
+                       x_.keys, d_, p_.head_dim, out, width});
     } else {
-      k_.product({x_.dp, stride_, false, x_.keys, d_, out, width, tile.rows, width, keys_.rows,
-                  true});
+      k_.product({o_.pairs, x_.ds, ds_row_, false, x_.keys, d_, out, width, tile.rows, width,
+                  o_.words(keys_.rows), true});
     }
   }
 
@@ -295,9 +330,10 @@ class Task {
   const Problem& p_;
   const Pieces& w_;
   Scratch x_;
+  const Operands& o_;
   const KernelTable& k_;
   TileShape shape_;
-  std::int64_t stride_, d_, v_, b_, g_, j_;
+  std::int64_t stride_, ds_row_, d_, v_, b_, g_, j_;
   Tile keys_;
   bool keys_finite_ = true;
   bool queries_finite_ = true;
@@ -331,7 +367,7 @@ std::size_t backward_state(const Plan& plan) {
 
 PassCounts backward(const BackwardStep& step) {
   const Problem& p = step.plan.problem();
-  const KernelTable& k = *kernels(step.plan.options().backend);
+  const Operands operands(step.plan);
   Carver carver(step.workspace);
   Pieces w = carve(step.plan, carver);
   w.dquery = reinterpret_cast<float*>(step.state.data());
@@ -349,7 +385,7 @@ PassCounts backward(const BackwardStep& step) {
         Carver scratch(
             {w.scratch + static_cast<std::size_t>(worker) * w.scratch_bytes, w.scratch_bytes});
         // Key tiles in order, neighbours in different heads: threads seldom meet at one dQ tile.
-        Task(step, w, carve_scratch(step.plan, scratch), k, ticket % planes, ticket / planes)
+        Task(step, w, carve_scratch(step.plan, scratch), operands, ticket % planes, ticket / planes)
             .run(own);
       });
   if (step.last) finish_queries(step, w);

@@ -56,20 +56,21 @@ std::int64_t key_tiles(const Plan& plan) {
   return most;
 }
 
-std::int64_t key_size(const Plan& plan) {
-  return plan.problem().head_dim * row_stride(plan.tiles(Pass::kForward).keys);
+std::int64_t key_size(const Plan& plan, const Operands& o) {
+  return o.words(plan.problem().head_dim) * row_stride(plan.tiles(Pass::kForward).keys);
 }
 
-std::int64_t value_size(const Plan& plan) {
-  return plan.tiles(Pass::kForward).keys * row_stride(plan.problem().value_dim);
+std::int64_t value_size(const Plan& plan, const Operands& o) {
+  return o.words(plan.tiles(Pass::kForward).keys) * row_stride(plan.problem().value_dim);
 }
 
 Scratch carve_scratch(const Plan& plan, Carver& carver) {
   const TileShape tile = plan.tiles(Pass::kForward);
   const Problem& p = plan.problem();
+  const std::int64_t query_row = row_stride(Operands(plan).words(p.head_dim));
   Scratch s{};
   for (UnitScratch& unit : s.units) {
-    unit.query = carver.take_array<float>(tile.queries * row_stride(p.head_dim));
+    unit.query = carver.take_array<float>(tile.queries * query_row);
     unit.acc = carver.take_array<float>(tile.queries * padded(p.value_dim));
     unit.max = carver.take_array<float>(tile.queries);
     unit.sum = carver.take_array<float>(tile.queries);
@@ -89,8 +90,8 @@ Pieces carve(const Plan& plan, Carver& carver) {
   const Problem& p = plan.problem();
   const std::int64_t panels = p.batch * p.kv_heads * key_tiles(plan);
   Pieces w{};
-  w.keys = carver.take_array<float>(panels * key_size(plan));
-  w.values = carver.take_array<float>(panels * value_size(plan));
+  w.keys = carver.take_array<float>(panels * key_size(plan, Operands(plan)));
+  w.values = carver.take_array<float>(panels * value_size(plan, Operands(plan)));
   w.finite = carver.take_array<std::uint8_t>(panels);
   Carver one;
   carve_scratch(plan, one);
@@ -100,11 +101,11 @@ Pieces carve(const Plan& plan, Carver& carver) {
 }
 
 /// Packs the step's keys and values.
-void pack(const ForwardStep& step, const Pieces& w, const KernelTable& k) {
+void pack(const ForwardStep& step, const Pieces& w, const Operands& operands) {
   const Problem& p = step.plan.problem();
   const Tiling& tiles = step.schedule.keys;
   const std::int64_t count = tiles.count();
-  const Format from = format(p.dtype);
+  const Format from = operands.format;
   step.executor.run(p.batch * p.kv_heads * count, [&](std::int64_t n) {
     const Tile tile = tiles[n % count];
     const std::int64_t b = n / count / p.kv_heads;
@@ -114,12 +115,13 @@ void pack(const ForwardStep& step, const Pieces& w, const KernelTable& k) {
       return static_cast<const std::byte*>(v.data) +
              (b * v.stride(0) + tile.row * v.stride(1) + g * v.stride(2)) * size;
     };
-    k.widen_transposed({from, at(step.key), step.key.stride(1), tile.rows, p.head_dim,
-                        w.keys + n * key_size(step.plan), row_stride(tiles.size)});
-    w.finite[n] = k.widen({from, at(step.value), step.value.stride(1), tile.rows, p.value_dim,
-                           w.values + n * value_size(step.plan), row_stride(p.value_dim)})
-                      ? 1
-                      : 0;
+    operands.right_transposed({false, from, at(step.key), step.key.stride(1), tile.rows, p.head_dim,
+                               w.keys + n * key_size(step.plan, operands), row_stride(tiles.size)});
+    w.finite[n] =
+        operands.right({false, from, at(step.value), step.value.stride(1), tile.rows, p.value_dim,
+                        w.values + n * value_size(step.plan, operands), row_stride(p.value_dim)})
+            ? 1
+            : 0;
   });
 }
 
@@ -130,13 +132,14 @@ constexpr std::int64_t kMaskedRows = 24;
 class Unit {
  public:
   Unit(const ForwardStep& step, const Pieces& pieces, const Scratch& scratch,
-       const UnitScratch& own, const KernelTable& kernels, std::int64_t bh, std::int64_t i)
+       const UnitScratch& own, const Operands& operands, std::int64_t bh, std::int64_t i)
       : step_(step),
         p_(step.plan.problem()),
         w_(pieces),
         s_(scratch),
         x_(own),
-        k_(kernels),
+        o_(operands),
+        k_(operands.kernels),
         b_(bh / p_.query_heads),
         h_(bh % p_.query_heads),
         g_(h_ / (p_.query_heads / p_.kv_heads)),
@@ -186,8 +189,8 @@ class Unit {
     const ConstTensorView& q = step_.query;
     const auto* src = static_cast<const std::byte*>(q.data) +
                       (b_ * q.stride(0) + tile_.row * q.stride(1) + h_ * q.stride(2)) * size;
-    k_.widen({format(p_.dtype), src, q.stride(1), tile_.rows, p_.head_dim, x_.query,
-              row_stride(p_.head_dim)});
+    o_.left({false, o_.format, src, q.stride(1), tile_.rows, p_.head_dim, x_.query,
+             row_stride(o_.words(p_.head_dim))});
   }
 
   void load_state() {
@@ -211,26 +214,43 @@ class Unit {
   /// Rows of this tile against keys of tile j. bits: of the whole tile, or null.
   void attend_rows(std::int64_t j, Range rows, Range keys, const TileBits* bits, bool fetch) {
     const std::int64_t n = (b_ * p_.kv_heads + g_) * step_.schedule.keys.count() + j;
-    const std::int64_t key_floats = key_size(step_.plan);
-    const std::int64_t value_floats = value_size(step_.plan);
+    const std::int64_t key_floats = key_size(step_.plan, o_);
+    const std::int64_t value_floats = value_size(step_.plan, o_);
     const std::int64_t stride = row_stride(step_.schedule.keys.size);
-    const std::int64_t query_row = row_stride(p_.head_dim);
+    const std::int64_t query_row = row_stride(o_.words(p_.head_dim));
     const std::int64_t value_row = row_stride(p_.value_dim);
     const std::int64_t m = rows.end - rows.begin;
     const std::int64_t count = keys.end - keys.begin;
     const std::int64_t words = bits ? bits->words : 0;
-    const std::uint64_t* seen =
-        bits ? bits->bits + rows.begin * words + keys.begin / 64 : nullptr;
+    const std::uint64_t* seen = bits ? bits->bits + rows.begin * words + keys.begin / 64 : nullptr;
     float* acc = x_.acc + rows.begin * width_;
     const float* next_keys = w_.keys + (n + 1) * key_floats;
     const float* next_values = w_.values + (n + 1) * value_floats;
-    const Product scores{x_.query + rows.begin * query_row, query_row, false,
-                         w_.keys + n * key_floats + keys.begin, stride, s_.s, stride, m,
-                         padded(count), p_.head_dim, false, next_keys,
+    const Product scores{o_.pairs,
+                         x_.query + rows.begin * query_row,
+                         query_row,
+                         false,
+                         w_.keys + n * key_floats + keys.begin,
+                         stride,
+                         s_.s,
+                         stride,
+                         m,
+                         padded(count),
+                         o_.words(p_.head_dim),
+                         false,
+                         next_keys,
                          fetch ? key_floats * 4 : 0};
-    const SoftmaxTile weights{s_.s, stride, m, count, seen, words,
+    const SoftmaxTile weights{o_.pairs,
+                              s_.s,
+                              stride,
+                              m,
+                              count,
+                              seen,
+                              words,
                               {step_.plan.scale(), step_.plan.soft_cap()},
-                              x_.max + rows.begin, x_.sum + rows.begin, s_.factor};
+                              x_.max + rows.begin,
+                              x_.sum + rows.begin,
+                              s_.factor};
     k_.product(scores);
     const Trial trial = k_.softmax_again(weights);
     if (trial != Trial::kDone) {
@@ -238,13 +258,13 @@ class Unit {
       k_.softmax(weights);
       k_.scale_rows(acc, width_, m, width_, s_.factor);
     }
-    const float* values = w_.values + n * value_floats + keys.begin * value_row;
+    const float* values = w_.values + n * value_floats + o_.words(keys.begin) * value_row;
     if (bits != nullptr && w_.finite[n] == 0) {
-      careful_product({s_.s, stride, seen, words, m, count, values, value_row, p_.value_dim, acc,
-                       width_});
+      careful_product({o_.pairs, s_.s, stride, seen, words, m, count, values, value_row,
+                       p_.value_dim, acc, width_});
     } else {
-      k_.product({s_.s, stride, false, values, value_row, acc, width_, m, width_, count, true,
-                  next_values, fetch ? value_floats * 4 : 0});
+      k_.product({o_.pairs, s_.s, stride, false, values, value_row, acc, width_, m, width_,
+                  o_.words(count), true, next_values, fetch ? value_floats * 4 : 0});
     }
   }
 
@@ -272,6 +292,7 @@ class Unit {
   const Pieces& w_;
   const Scratch& s_;
   UnitScratch x_;
+  const Operands& o_;
   const KernelTable& k_;
   std::int64_t b_, h_, g_;
   Tile tile_;
@@ -297,8 +318,8 @@ struct Tasks {
 };
 
 /// A task: units [first, first + each) of a plane past all of its key tiles.
-void run_task(const ForwardStep& step, const Pieces& w, const KernelTable& k, const Tasks& tasks,
-              const Scratch& scratch, std::int64_t ticket, PassCounts& counts) {
+void run_task(const ForwardStep& step, const Pieces& w, const Operands& operands,
+              const Tasks& tasks, const Scratch& scratch, std::int64_t ticket, PassCounts& counts) {
   // Late query tiles first: under a causal mask they are the longest.
   const std::int64_t plane = ticket % tasks.planes;
   const std::int64_t first = (tasks.per_plane - 1 - ticket / tasks.planes) * tasks.each;
@@ -308,7 +329,7 @@ void run_task(const ForwardStep& step, const Pieces& w, const KernelTable& k, co
   Range all[2] = {{INT64_MAX, 0}, {INT64_MAX, 0}};
   for (std::int64_t u = 0; u < count; ++u) {
     const std::int64_t head = plane * tasks.group + (first + u) % tasks.group;
-    units[u].emplace(step, w, scratch, scratch.units[u], k, head, (first + u) / tasks.group);
+    units[u].emplace(step, w, scratch, scratch.units[u], operands, head, (first + u) / tasks.group);
     ranges[u] = units[u]->visited();
     for (int run = 0; run < 2; ++run) {
       if (ranges[u].visited[run].empty()) continue;
@@ -342,7 +363,7 @@ std::size_t forward_state(const Plan& plan) {
 
 PassCounts forward(const ForwardStep& step) {
   const Problem& p = step.plan.problem();
-  const KernelTable& k = *kernels(step.plan.options().backend);
+  const Operands operands(step.plan);
   Carver carver(step.workspace);
   Pieces w = carve(step.plan, carver);
   if (!(step.first && step.last)) {
@@ -351,15 +372,14 @@ PassCounts forward(const ForwardStep& step) {
     w.max = w.acc + rows * padded(p.value_dim);
     w.sum = w.max + rows;
   }
-  pack(step, w, k);
+  pack(step, w, operands);
   const Tasks tasks(step, step.executor.threads());
-  PassCounts counts =
-      run_tickets(step.executor, tasks.count(),
-                  [&](std::int64_t worker, std::int64_t ticket, PassCounts& own) {
-                    Carver scratch({w.scratch + static_cast<std::size_t>(worker) * w.scratch_bytes,
-                                    w.scratch_bytes});
-                    run_task(step, w, k, tasks, carve_scratch(step.plan, scratch), ticket, own);
-                  });
+  PassCounts counts = run_tickets(
+      step.executor, tasks.count(), [&](std::int64_t worker, std::int64_t ticket, PassCounts& own) {
+        Carver scratch(
+            {w.scratch + static_cast<std::size_t>(worker) * w.scratch_bytes, w.scratch_bytes});
+        run_task(step, w, operands, tasks, carve_scratch(step.plan, scratch), ticket, own);
+      });
   counts.flops = flops(p, Pass::kForward, counts.pairs);
   return counts;
 }

@@ -51,6 +51,7 @@ extern const KernelTable RINGATTN_JOIN(kernels_, RINGATTN_ISA) = {RINGATTN_TEXT(
                                                                   gradient,
                                                                   widen,
                                                                   widen_transposed,
+                                                                  pair_rows,
                                                                   scale_rows,
                                                                   add,
                                                                   test_exp2,

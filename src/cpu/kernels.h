@@ -23,8 +23,10 @@ enum class Format : std::uint8_t { kFloat32, kBFloat16, kFloat16 };
 
 /// c[i][j] (+)= sum over k of a(i, k) * b[k][j], for i < m, j < n (a multiple of 16), k < depth.
 /// a(i, k) = a[i * a_row + k], transposed a[k * a_row + i]. The order of additions depends on the
-/// shape alone.
+/// shape alone. With `pairs` an element of a or b is a word of two bfloat16 values, whose products
+/// are both added: neighbours in the direction of k, so that depth is half as many words.
 struct Product {
+  bool pairs;
   const float* a;
   std::int64_t a_row;
   bool a_transposed;
@@ -47,7 +49,8 @@ struct Scoring {
 
 /// A tile of scores on its way to weights.
 struct SoftmaxTile {
-  float* s;  // [rows][stride]; in: products; out: weights, 0 where masked or padding
+  bool pairs;  // out: weights are bfloat16, in the first half of each row
+  float* s;    // [rows][stride]; in: products; out: weights, 0 where masked or padding
   std::int64_t stride;
   std::int64_t rows, keys;    // keys < padded(keys): the rest is masked
   const std::uint64_t* bits;  // [rows][words], or null: all visible
@@ -63,8 +66,10 @@ enum class Trial : std::uint8_t { kDone, kNot, kSpoilt };
 
 /// The backward's elementwise pass: P = exp2(s - lse), dS = P * (dP - delta) * slope.
 struct GradientTile {
-  float* s;   // in: products; out: P
-  float* dp;  // in: dO V^T; out: dS
+  float* s;   // in: products; out: P. With `pairs` row 2i holds words of P of rows 2i and 2i + 1
+  float* dp;  // in: dO V^T; out: dS. With `pairs` likewise
+  float* ds;  // pairs: dS again, as rows of bfloat16, [rows][ds_row]; else null
+  std::int64_t ds_row;
   std::int64_t stride;
   std::int64_t rows, keys;
   const std::uint64_t* bits;
@@ -74,9 +79,11 @@ struct GradientTile {
   const float* delta;  // [rows]
 };
 
-/// Rows of a tensor to a float32 matrix: dst[i][j] = src(i, j), rows i < `rows`, columns
-/// j < `columns`, zeros up to padded(columns).
+/// Rows of a tensor to a matrix: dst[i][j] = src(i, j), rows i < `rows`, columns j < `columns`,
+/// zeros up to padded(columns). With `pairs` (kBFloat16 only) an element is the word of columns 2j
+/// and 2j + 1.
 struct Widen {
+  bool pairs;
   Format format;
   const void* src;
   std::int64_t src_row;  // elements between rows
@@ -97,6 +104,9 @@ struct KernelTable {
   bool (*widen)(const Widen&);
   /// The same, transposed: dst[j][i], as the right side of scores; zeros up to padded(rows).
   bool (*widen_transposed)(const Widen&);
+  /// dst[i][j] = the word of src(2i, j) and src(2i + 1, j), bfloat16 only. Null: this instruction
+  /// set has no dot products of pairs, and nothing here takes `pairs`.
+  bool (*pair_rows)(const Widen&);
   /// x[i][j] *= factor[i], j < n (a multiple of 16).
   void (*scale_rows)(float* x, std::int64_t row, std::int64_t rows, std::int64_t n,
                      const float* factor);

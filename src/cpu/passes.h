@@ -85,28 +85,39 @@ float top_score(float* s, const std::uint64_t* bits, std::int64_t keys, const Un
   return max_lanes(top);
 }
 
-/// s = exp2(s * factor - shift) for n vectors; adds them to the sum.
-template <int n>
-inline void weigh(float* s, F factor, F shift, F& sum) {
+/// s = exp2(s * factor - shift) for n vectors from column j; adds them to the sum. With kPairs they
+/// go to where columns of bfloat16 lie.
+template <bool kPairs, int n>
+inline void weigh(float* s, std::int64_t j, F factor, F shift, F& sum) {
   F x[n];
 #pragma GCC unroll 8
-  for (int i = 0; i < n; ++i) x[i] = load(s + i * kLanes) * factor - shift;
+  for (int i = 0; i < n; ++i) x[i] = load(s + j + i * kLanes) * factor - shift;
   exp2(x);
 #pragma GCC unroll 8
-  for (int i = 0; i < n; ++i) {
-    store(s + i * kLanes, x[i]);
-    sum += x[i];
+  for (int i = 0; i < n; ++i) sum += x[i];
+#if defined(RINGATTN_PAIRS)
+  if constexpr (kPairs && n == 1) {
+    store_half(reinterpret_cast<std::uint16_t*>(s) + j, x[0]);
+    return;
+  } else if constexpr (kPairs) {
+#pragma GCC unroll 8
+    for (int i = 0; i < n; i += 2) store(s + j / 2 + i / 2 * kLanes, round_to_bf16(x[i], x[i + 1]));
+    return;
   }
+#endif
+#pragma GCC unroll 8
+  for (int i = 0; i < n; ++i) store(s + j + i * kLanes, x[i]);
 }
 
 /// The same for a row of n columns; its sum.
+template <bool kPairs>
 inline float weigh_row(float* s, std::int64_t n, F factor, F shift) {
   F sum{};
   std::int64_t j = 0;
   for (; j + kTogether * kLanes <= n; j += kTogether * kLanes) {
-    weigh<kTogether>(s + j, factor, shift, sum);
+    weigh<kPairs, kTogether>(s, j, factor, shift, sum);
   }
-  for (; j < n; j += kLanes) weigh<1>(s + j, factor, shift, sum);
+  for (; j < n; j += kLanes) weigh<kPairs, 1>(s, j, factor, shift, sum);
   return sum_lanes(sum);
 }
 
@@ -131,7 +142,8 @@ inline F top_of_rows(const SoftmaxTile& t, const Units& units, std::int64_t begi
 
 /// kLanes rows at a time: their maxima and factors are one vector, and no row's exponentials wait
 /// for the maximum of the row before.
-void softmax(const SoftmaxTile& t) {
+template <bool kPairs>
+void softmax_of(const SoftmaxTile& t) {
   const Units units(t.scoring);
   for (std::int64_t begin = 0; begin < t.rows; begin += kLanes) {
     const std::int64_t rows = t.rows - begin < kLanes ? t.rows - begin : kLanes;
@@ -145,13 +157,14 @@ void softmax(const SoftmaxTile& t) {
     // new one is NaN, the sum will say so.
     const F before = load(old);
     const F now = select(at_least(load(top), before + kSlack), load(top), before);
-    const F against = select(at_least(splat(kMinusInfinity), now), F{}, now);  // merge.h: reference()
+    const F against =
+        select(at_least(splat(kMinusInfinity), now), F{}, now);  // merge.h: reference()
     store(shift, against);
     store(rescale, select(at_least(before, now), splat(1.0F), exp2(before - against)));
     store(top, now);
     for (std::int64_t i = 0; i < rows; ++i) {
       const float sum =
-          weigh_row(t.s + (begin + i) * t.stride, padded(t.keys), factor, splat(shift[i]));
+          weigh_row<kPairs>(t.s + (begin + i) * t.stride, padded(t.keys), factor, splat(shift[i]));
       t.factor[begin + i] = rescale[i];
       t.sum[begin + i] = t.sum[begin + i] * rescale[i] + sum;
       t.max[begin + i] = top[i];
@@ -160,7 +173,8 @@ void softmax(const SoftmaxTile& t) {
 }
 
 /// softmax() for rows that have a reference already and no mask, without looking for maxima.
-Trial softmax_again(const SoftmaxTile& t) {
+template <bool kPairs>
+Trial softmax_again_of(const SoftmaxTile& t) {
   if (!products_are_ordered(t.scoring) || t.bits != nullptr || t.keys % kPanel != 0) {
     return Trial::kNot;
   }
@@ -170,7 +184,7 @@ Trial softmax_again(const SoftmaxTile& t) {
   }
   bool fits = true;
   for (std::int64_t i = 0; i < t.rows; ++i) {
-    t.factor[i] = weigh_row(t.s + i * t.stride, t.keys, units.inner, splat(t.max[i]));
+    t.factor[i] = weigh_row<kPairs>(t.s + i * t.stride, t.keys, units.inner, splat(t.max[i]));
     fits = fits && t.factor[i] <= kTooLarge;
   }
   if (!fits) return Trial::kSpoilt;
@@ -181,17 +195,33 @@ Trial softmax_again(const SoftmaxTile& t) {
   return Trial::kDone;
 }
 
+void softmax(const SoftmaxTile& t) {
+#if defined(RINGATTN_PAIRS)
+  if (t.pairs) {
+    softmax_of<true>(t);
+    return;
+  }
+#endif
+  softmax_of<false>(t);
+}
+
+Trial softmax_again(const SoftmaxTile& t) {
+#if defined(RINGATTN_PAIRS)
+  if (t.pairs) return softmax_again_of<true>(t);
+#endif
+  return softmax_again_of<false>(t);
+}
+
 // ---- gradients
 
-/// n vectors of a row, from column j; masked from column `free` on.
+/// P and dS of n vectors of a row, from column j; masked from column `free` on.
 template <bool kCap, int n>
-inline void gradient_columns(const GradientTile& t, const Units& units, std::int64_t row,
-                             const std::uint64_t* bits, std::int64_t free, std::int64_t j) {
-  float* s = t.s + row * t.stride + j;
-  float* dp = t.dp + row * t.stride + j;
+inline void gradient_of(const GradientTile& t, const Units& units, std::int64_t row,
+                        std::int64_t free, std::int64_t j, F (&p)[n], F (&ds)[n]) {
+  const float* s = t.s + row * t.stride + j;
+  const float* dp = t.dp + row * t.stride + j;
   const F lse = splat(t.lse[row]);
   const F delta = splat(t.delta[row]);
-  F p[n];
   F slope[n];
 #pragma GCC unroll 8
   for (int i = 0; i < n; ++i) {
@@ -207,38 +237,92 @@ inline void gradient_columns(const GradientTile& t, const Units& units, std::int
   exp2(p);
 #pragma GCC unroll 8
   for (int i = 0; i < n; ++i) {
-    F ds = p[i] * (load(dp + i * kLanes) - delta);
-    if constexpr (kCap) ds *= slope[i];
+    ds[i] = p[i] * (load(dp + i * kLanes) - delta);
+    if constexpr (kCap) ds[i] *= slope[i];
     if (j + i * kLanes >= free) {
-      const Lanes mask = visible(bits, j + i * kLanes, t.keys);
+      const Lanes mask = visible(row_bits(t.bits, t.words, row), j + i * kLanes, t.keys);
       p[i] = select(mask, p[i], F{});
-      ds = select(mask, ds, F{});
+      ds[i] = select(mask, ds[i], F{});
     }
-    store(s + i * kLanes, p[i]);
-    store(dp + i * kLanes, ds);
+  }
+}
+
+template <bool kCap, int n>
+inline void gradient_columns(const GradientTile& t, const Units& units, std::int64_t row,
+                             std::int64_t free, std::int64_t j) {
+  F p[n];
+  F ds[n];
+  gradient_of<kCap, n>(t, units, row, free, j, p, ds);
+#pragma GCC unroll 8
+  for (int i = 0; i < n; ++i) {
+    store(t.s + row * t.stride + j + i * kLanes, p[i]);
+    store(t.dp + row * t.stride + j + i * kLanes, ds[i]);
   }
 }
 
 template <bool kCap>
 void gradient_row(const GradientTile& t, const Units& units, std::int64_t row) {
-  const std::uint64_t* bits = row_bits(t.bits, t.words, row);
-  const std::int64_t free = unmasked(bits, t.keys);
+  const std::int64_t free = unmasked(t.bits, t.keys);
   constexpr std::int64_t kStep = kTogether * kLanes;
   std::int64_t j = 0;
   for (; j + kStep <= free; j += kStep) {
-    gradient_columns<kCap, kTogether>(t, units, row, bits, j + kStep, j);
+    gradient_columns<kCap, kTogether>(t, units, row, j + kStep, j);
   }
-  for (; j < padded(t.keys); j += kLanes) gradient_columns<kCap, 1>(t, units, row, bits, free, j);
+  for (; j < padded(t.keys); j += kLanes) gradient_columns<kCap, 1>(t, units, row, free, j);
+}
+
+#if defined(RINGATTN_PAIRS)
+/// n vectors, 1 or 2, of two rows (or of the last one and zeros), as words.
+template <bool kCap, int n>
+inline void gradient_pairs(const GradientTile& t, const Units& units, std::int64_t row,
+                           std::int64_t free, std::int64_t j) {
+  F p[2][n] = {};
+  F ds[2][n] = {};
+  const int rows = row + 1 < t.rows ? 2 : 1;
+  for (int r = 0; r < rows; ++r) gradient_of<kCap, n>(t, units, row + r, free, j, p[r], ds[r]);
+#pragma GCC unroll 2
+  for (int i = 0; i < n; ++i) {
+    const std::int64_t at = row * t.stride + j + i * kLanes;
+    store(t.s + at, interleave_bf16(p[0][i], p[1][i]));
+    store(t.dp + at, interleave_bf16(ds[0][i], ds[1][i]));
+  }
+  for (int r = 0; r < rows; ++r) {
+    float* to = t.ds + (row + r) * t.ds_row;
+    if constexpr (n == 2) {
+      store(to + j / 2, round_to_bf16(ds[r][0], ds[r][1]));
+    } else {
+      store_half(reinterpret_cast<std::uint16_t*>(to) + j, ds[r][0]);
+    }
+  }
+}
+
+template <bool kCap>
+void gradient_row_pairs(const GradientTile& t, const Units& units, std::int64_t row) {
+  const std::int64_t free = unmasked(t.bits, t.keys);
+  constexpr std::int64_t kStep = 2 * kLanes;
+  std::int64_t j = 0;
+  for (; j + kStep <= free; j += kStep) gradient_pairs<kCap, 2>(t, units, row, j + kStep, j);
+  for (; j < padded(t.keys); j += kLanes) gradient_pairs<kCap, 1>(t, units, row, free, j);
+}
+#endif
+
+template <bool kCap>
+void gradient_rows(const GradientTile& t) {
+  const Units units(t.scoring);
+#if defined(RINGATTN_PAIRS)
+  if (t.ds != nullptr) {
+    for (std::int64_t i = 0; i < t.rows; i += 2) gradient_row_pairs<kCap>(t, units, i);
+    return;
+  }
+#endif
+  for (std::int64_t i = 0; i < t.rows; ++i) gradient_row<kCap>(t, units, i);
 }
 
 void gradient(const GradientTile& t) {
-  const Units units(t.scoring);
-  for (std::int64_t i = 0; i < t.rows; ++i) {
-    if (t.scoring.cap != 0.0F) {
-      gradient_row<true>(t, units, i);
-    } else {
-      gradient_row<false>(t, units, i);
-    }
+  if (t.scoring.cap != 0.0F) {
+    gradient_rows<true>(t);
+  } else {
+    gradient_rows<false>(t);
   }
 }
 

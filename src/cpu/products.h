@@ -13,9 +13,19 @@ namespace {
 /// Rows of the right side that one sweep over the left side uses: 128 x 64 floats are 32 KiB.
 constexpr std::int64_t kDepth = 128;
 
+/// How an element of the left side meets one of the right side.
+struct Floats {
+  static F add(F sum, F a, F b) { return sum + a * b; }
+};
+#if defined(RINGATTN_PAIRS)
+struct Pairs {
+  static F add(F sum, F a, F b) { return dot(sum, a, b); }
+};
+#endif
+
 /// R rows times C vectors of columns. Loops over registers are unrolled by order: a compiler that
 /// leaves one of them keeps the accumulators in memory.
-template <int R, int C, bool kTransposed>
+template <class Element, int R, int C, bool kTransposed>
 void product_block(const Product& p, std::int64_t i, std::int64_t j) {
   F acc[R][C];
   const float* a[R];
@@ -38,7 +48,7 @@ void product_block(const Product& p, std::int64_t i, std::int64_t j) {
     for (int r = 0; r < R; ++r) {
       const F row = splat(a[r][at]);
 #pragma GCC unroll 8
-      for (int c = 0; c < C; ++c) acc[r][c] += row * column[c];
+      for (int c = 0; c < C; ++c) acc[r][c] = Element::add(acc[r][c], row, column[c]);
     }
     b += b_row;
   };
@@ -68,13 +78,13 @@ void product_block(const Product& p, std::int64_t i, std::int64_t j) {
 }
 
 /// The last rows, fewer than kRows: R = 1 .. kRows - 1.
-template <int R, int C, bool kTransposed>
+template <class Element, int R, int C, bool kTransposed>
 void product_tail(const Product& p, std::int64_t i, std::int64_t j, std::int64_t rows) {
   if constexpr (R > 0) {
     if (rows == R) {
-      product_block<R, C, kTransposed>(p, i, j);
+      product_block<Element, R, C, kTransposed>(p, i, j);
     } else {
-      product_tail<R - 1, C, kTransposed>(p, i, j, rows);
+      product_tail<Element, R - 1, C, kTransposed>(p, i, j, rows);
     }
   }
 }
@@ -98,51 +108,62 @@ struct Ahead {
 };
 
 /// All rows against columns [j, j + C vectors).
-template <int C, bool kTransposed>
+template <class Element, int C, bool kTransposed>
 void product_columns(const Product& p, Ahead& ahead, std::int64_t j) {
   std::int64_t i = 0;
   for (; i + kRows <= p.m; i += kRows) {
     ahead.fetch();
-    product_block<kRows, C, kTransposed>(p, i, j);
+    product_block<Element, kRows, C, kTransposed>(p, i, j);
   }
-  product_tail<kRows - 1, C, kTransposed>(p, i, j, p.m - i);
+  product_tail<Element, kRows - 1, C, kTransposed>(p, i, j, p.m - i);
 }
 
 /// The last columns, fewer than kVectors vectors.
-template <int C, bool kTransposed>
+template <class Element, int C, bool kTransposed>
 void product_edge(const Product& p, Ahead& ahead, std::int64_t j) {
   if constexpr (C > 0) {
     if (p.n - j == C * kLanes) {
-      product_columns<C, kTransposed>(p, ahead, j);
+      product_columns<Element, C, kTransposed>(p, ahead, j);
     } else {
-      product_edge<C - 1, kTransposed>(p, ahead, j);
+      product_edge<Element, C - 1, kTransposed>(p, ahead, j);
     }
   }
 }
 
-template <bool kTransposed>
+template <class Element, bool kTransposed>
 void product_slice(const Product& p, Ahead& ahead) {
   std::int64_t j = 0;
   for (; j + kVectors * kLanes <= p.n; j += kVectors * kLanes) {
-    product_columns<kVectors, kTransposed>(p, ahead, j);
+    product_columns<Element, kVectors, kTransposed>(p, ahead, j);
   }
-  product_edge<kVectors - 1, kTransposed>(p, ahead, j);
+  product_edge<Element, kVectors - 1, kTransposed>(p, ahead, j);
 }
 
-void product(const Product& p) {
+template <class Element>
+void product_of(const Product& p) {
   Product slice = p;
   Ahead ahead(p);
   for (std::int64_t k = 0; k < p.depth || k == 0; k += kDepth) {
     slice.depth = p.depth - k < kDepth ? p.depth - k : kDepth;
     if (p.a_transposed) {
-      product_slice<true>(slice, ahead);
+      product_slice<Element, true>(slice, ahead);
     } else {
-      product_slice<false>(slice, ahead);
+      product_slice<Element, false>(slice, ahead);
     }
     slice.a += p.a_transposed ? kDepth * p.a_row : kDepth;
     slice.b += kDepth * p.b_row;
     slice.accumulate = true;
   }
+}
+
+void product(const Product& p) {
+#if defined(RINGATTN_PAIRS)
+  if (p.pairs) {
+    product_of<Pairs>(p);
+    return;
+  }
+#endif
+  product_of<Floats>(p);
 }
 
 }  // namespace

@@ -164,7 +164,8 @@ inline void exp2(F (&x)[n]) {
   constexpr float kPolynomial[] = {0.0013399930903688073F, 0.009618489071726799F,
                                    0.05550328642129898F,   0.24022646248340607F,
                                    0.6931471824645996F,    1.0F};
-  // 1.5 * 2^23: its addition rounds to an integer, in the low bits; its own bits leave by the shift.
+  // 1.5 * 2^23: its addition rounds to an integer, in the low bits; its own bits leave by the
+  // shift.
   const F magic = splat(12582912.0F);
   Lanes normal[n];
   F shifted[n];
@@ -235,6 +236,36 @@ inline F widen_f16(const std::uint16_t* p) {
   return reinterpret_cast<F>(bits);
 #endif
 }
+
+// ---- pairs of bfloat16
+
+#if defined(__AVX512BF16__)
+#define RINGATTN_PAIRS 1
+
+/// sum + the products of both halves of each word.
+inline F dot(F sum, F a, F b) {
+  return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+}
+
+/// The 2 * kLanes values of `low`, then `high`, rounded.
+inline F round_to_bf16(F low, F high) {
+  return reinterpret_cast<F>(_mm512_cvtne2ps_pbh(high, low));
+}
+
+/// Words: `even` in the lower halves, `odd` in the upper ones.
+inline F interleave_bf16(F even, F odd) {
+  const auto order = reinterpret_cast<__m512i>(
+      U{0x100000, 0x110001, 0x120002, 0x130003, 0x140004, 0x150005, 0x160006, 0x170007, 0x180008,
+        0x190009, 0x1A000A, 0x1B000B, 0x1C000C, 0x1D000D, 0x1E000E, 0x1F000F});
+  const auto both = reinterpret_cast<__m512i>(round_to_bf16(even, odd));
+  return reinterpret_cast<F>(_mm512_permutexvar_epi16(order, both));
+}
+
+inline void store_half(std::uint16_t* p, F x) {
+  const __m256bh narrow = _mm512_cvtneps_pbh(x);
+  __builtin_memcpy(p, &narrow, sizeof narrow);
+}
+#endif
 
 }  // namespace
 }  // namespace ringattn::cpu

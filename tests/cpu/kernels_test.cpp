@@ -7,6 +7,7 @@
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <map>
 #include <numbers>
 #include <random>
 #include <vector>
@@ -24,6 +25,9 @@ class Kernels : public ::testing::TestWithParam<std::string> {
 
 INSTANTIATE_TEST_SUITE_P(EveryIsa, Kernels, ::testing::ValuesIn(instruction_sets()),
                          [](const auto& isa) { return isa.param; });
+
+const std::map<DType, Format> kFormats = {{DType::kBFloat16, Format::kBFloat16},
+                                          {DType::kFloat16, Format::kFloat16}};
 
 /// Largest relative error of `f` against `exact` over every `step`-th float with bits [lo, hi].
 template <class F, class Exact>
@@ -94,7 +98,8 @@ TEST_P(Kernels, WidensEvery16BitValueExactly) {
     std::vector<std::uint16_t> all(1 << 16);
     for (std::size_t i = 0; i < all.size(); ++i) all[i] = static_cast<std::uint16_t>(i);
     std::vector<float> wide(all.size());
-    EXPECT_FALSE(table().widen({format(dtype), all.data(), 16, 1 << 12, 16, wide.data(), 16}));
+    EXPECT_FALSE(
+        table().widen({false, kFormats.at(dtype), all.data(), 16, 1 << 12, 16, wide.data(), 16}));
     for (std::size_t i = 0; i < all.size(); ++i) {
       const double expected = load(dtype, all.data(), static_cast<std::int64_t>(i));
       if (std::isnan(expected)) {
@@ -110,13 +115,13 @@ TEST_P(Kernels, WidenNoticesWhatIsNotFiniteAndPadsWithZeros) {
   for (const std::int64_t columns : {1, 5, 16, 19, 33}) {
     std::vector<float> src(static_cast<std::size_t>(3 * 40), 2.0F);
     std::vector<float> dst(static_cast<std::size_t>(64 * 3), -7.0F);
-    const Widen w{Format::kFloat32, src.data(), 40, 3, columns, dst.data(), 64};
+    const Widen w{false, Format::kFloat32, src.data(), 40, 3, columns, dst.data(), 64};
     EXPECT_TRUE(table().widen(w));
     for (std::int64_t j = 0; j < padded(columns); ++j) {
       EXPECT_EQ(dst[static_cast<std::size_t>(2 * 64 + j)], j < columns ? 2.0F : 0.0F);
     }
     std::vector<float> turned(static_cast<std::size_t>(48 * 16), -7.0F);
-    const Widen t{Format::kFloat32, src.data(), 40, 3, columns, turned.data(), 16};
+    const Widen t{false, Format::kFloat32, src.data(), 40, 3, columns, turned.data(), 16};
     EXPECT_TRUE(table().widen_transposed(t));
     for (std::int64_t i = 0; i < 16; ++i) {
       EXPECT_EQ(turned[static_cast<std::size_t>((columns - 1) * 16 + i)], i < 3 ? 2.0F : 0.0F);
@@ -138,7 +143,7 @@ TEST_P(Kernels, TransposesEveryElement) {
       const std::int64_t stride = row_stride(rows);
       std::vector<float> dst(static_cast<std::size_t>(columns * stride), -7.0F);
       table().widen_transposed(
-          {Format::kFloat32, src.data(), columns, rows, columns, dst.data(), stride});
+          {false, Format::kFloat32, src.data(), columns, rows, columns, dst.data(), stride});
       for (std::int64_t j = 0; j < columns; ++j) {
         for (std::int64_t i = 0; i < padded(rows); ++i) {
           const float expected = i < rows ? src[static_cast<std::size_t>(i * columns + j)] : 0.0F;
@@ -154,10 +159,74 @@ TEST_P(Kernels, AfterPackingEveryNaNSurvivesTheExponential) {
   src[5] = std::bit_cast<float>(0x7FC001FFU);  // its low bits would reach the exponent
   src[6] = std::bit_cast<float>(0xFF800001U);
   float dst[16];
-  EXPECT_FALSE(table().widen({Format::kFloat32, src.data(), 16, 1, 16, dst, 16}));
+  EXPECT_FALSE(table().widen({false, Format::kFloat32, src.data(), 16, 1, 16, dst, 16}));
   float y[16];
   table().exp2(dst, y, 16);
   for (int i = 0; i < 16; ++i) EXPECT_EQ(std::isnan(y[i]), i == 5 || i == 6) << i;
+}
+
+std::vector<std::uint16_t> random_bf16(std::size_t n) {
+  std::mt19937 random(5);
+  std::vector<std::uint16_t> v(n);
+  for (auto& x : v) x = float_to_bf16(static_cast<float>(static_cast<int>(random() % 257) - 128));
+  return v;
+}
+
+/// Small integers: every product and sum is exact, in any order.
+TEST_P(Kernels, PairsMultiplyAsTheirValuesDo) {
+  if (table().pair_rows == nullptr) GTEST_SKIP() << GetParam() << " has no dot products of pairs";
+  for (const std::int64_t depth : {1, 2, 31, 64, 75}) {
+    const std::int64_t m = 13;
+    const std::int64_t n = 37;
+    const auto a = random_bf16(static_cast<std::size_t>(m * depth));
+    const auto b = random_bf16(static_cast<std::size_t>(n * depth));
+    const std::int64_t words = (depth + 1) / 2;
+    std::vector<float> left(static_cast<std::size_t>(m * 48), -7.0F);
+    std::vector<float> turned(static_cast<std::size_t>(words * 48), -7.0F);
+    std::vector<float> right(static_cast<std::size_t>(words * 48), -7.0F);
+    std::vector<float> c(static_cast<std::size_t>(m * 48));
+    std::vector<float> c2(static_cast<std::size_t>(m * 48));
+    const Format bf16 = Format::kBFloat16;
+    EXPECT_TRUE(table().widen({true, bf16, a.data(), depth, m, depth, left.data(), 48}));
+    EXPECT_TRUE(
+        table().widen_transposed({true, bf16, b.data(), depth, n, depth, turned.data(), 48}));
+    // The same b, as [depth, n] rows.
+    std::vector<std::uint16_t> rows(b.size());
+    for (std::int64_t j = 0; j < n; ++j) {
+      for (std::int64_t k = 0; k < depth; ++k) {
+        rows[static_cast<std::size_t>(k * n + j)] = b[static_cast<std::size_t>(j * depth + k)];
+      }
+    }
+    EXPECT_TRUE(table().pair_rows({true, bf16, rows.data(), n, depth, n, right.data(), 48}));
+    table().product(
+        {true, left.data(), 48, false, turned.data(), 48, c.data(), 48, m, 48, words, false});
+    table().product(
+        {true, left.data(), 48, false, right.data(), 48, c2.data(), 48, m, 48, words, false});
+    for (std::int64_t i = 0; i < m; ++i) {
+      for (std::int64_t j = 0; j < n; ++j) {
+        double sum = 0.0;
+        for (std::int64_t k = 0; k < depth; ++k) {
+          sum += static_cast<double>(bf16_to_float(a[static_cast<std::size_t>(i * depth + k)])) *
+                 bf16_to_float(b[static_cast<std::size_t>(j * depth + k)]);
+        }
+        ASSERT_EQ(c[static_cast<std::size_t>(i * 48 + j)], sum) << i << " " << j << " " << depth;
+        ASSERT_EQ(c2[static_cast<std::size_t>(i * 48 + j)], sum) << i << " " << j << " " << depth;
+      }
+    }
+  }
+}
+
+TEST_P(Kernels, PairsNoticeWhatIsNotFinite) {
+  if (table().pair_rows == nullptr) GTEST_SKIP() << GetParam() << " has no dot products of pairs";
+  std::vector<float> dst(48 * 48);
+  for (const std::size_t at : {0, 1, 20, 34}) {
+    auto src = random_bf16(35);
+    src[at] = 0x7F80;  // infinity
+    const Widen w{true, Format::kBFloat16, src.data(), 7, 5, 7, dst.data(), 48};
+    EXPECT_FALSE(table().widen(w)) << at;
+    EXPECT_FALSE(table().widen_transposed(w)) << at;
+    EXPECT_FALSE(table().pair_rows(w)) << at;
+  }
 }
 
 std::vector<float> random_floats(std::size_t n, unsigned seed) {
@@ -177,7 +246,7 @@ TEST_P(Kernels, ProductsEqualPlainLoopsForEveryShapeAndStride) {
           auto c = random_floats(static_cast<std::size_t>(m * 84), 3);
           const auto old = c;
           table().product(
-              {a.data(), 208, columns, b.data(), 80, c.data(), 84, m, n, depth, true});
+              {false, a.data(), 208, columns, b.data(), 80, c.data(), 84, m, n, depth, true});
           for (std::int64_t i = 0; i < m; ++i) {
             for (std::int64_t j = 0; j < 84; ++j) {
               const auto at = static_cast<std::size_t>(i * 84 + j);
@@ -212,13 +281,14 @@ TEST_P(Kernels, SoftmaxKeepsItsStateOverTilesAndIgnoresMaskedScores) {
   float max = -std::numeric_limits<float>::infinity();
   float sum = 0.0F;
   float factor = 0.0F;
-  table().softmax({first.data(), stride, 1, keys, nullptr, 0, {kLn2, 0.0F}, &max, &sum, &factor});
+  table().softmax(
+      {false, first.data(), stride, 1, keys, nullptr, 0, {kLn2, 0.0F}, &max, &sum, &factor});
   EXPECT_FLOAT_EQ(max, 3.0F);
   EXPECT_EQ(sum, 37.0F);
   EXPECT_EQ(first[36], 1.0F);
   EXPECT_EQ(first[37], 0.0F);
   table().softmax(
-      {second.data(), stride, 1, keys, bits.data(), 1, {kLn2, 0.0F}, &max, &sum, &factor});
+      {false, second.data(), stride, 1, keys, bits.data(), 1, {kLn2, 0.0F}, &max, &sum, &factor});
   EXPECT_FLOAT_EQ(max, 15.0F);
   EXPECT_FLOAT_EQ(factor, 0x1p-12F);
   EXPECT_FLOAT_EQ(sum, 37.0F * 0x1p-12F + 3.0F);
@@ -231,7 +301,7 @@ TEST_P(Kernels, AReferenceThatIsNearlyTheMaximumStays) {
   float max = 3.0F;
   float sum = 1.0F;
   float factor = 0.0F;
-  const SoftmaxTile tile{s.data(), 32, 1, 32, nullptr, 0, {kLn2, 0.0F}, &max, &sum, &factor};
+  const SoftmaxTile tile{false, s.data(), 32, 1, 32, nullptr, 0, {kLn2, 0.0F}, &max, &sum, &factor};
   table().softmax(tile);
   EXPECT_EQ(max, 3.0F);
   EXPECT_EQ(factor, 1.0F);
@@ -256,7 +326,7 @@ TEST_P(Kernels, RowsThatSeeNothingKeepAnEmptyState) {
   float max = -std::numeric_limits<float>::infinity();
   float sum = 0.0F;
   float factor = 0.0F;
-  table().softmax({s.data(), 48, 1, 20, &none, 1, {kLn2, 0.0F}, &max, &sum, &factor});
+  table().softmax({false, s.data(), 48, 1, 20, &none, 1, {kLn2, 0.0F}, &max, &sum, &factor});
   EXPECT_EQ(max, -std::numeric_limits<float>::infinity());
   EXPECT_EQ(sum, 0.0F);
   EXPECT_EQ(factor, 1.0F);

@@ -97,24 +97,25 @@ struct Bench {
     const auto ms = [](const Sample& s) { return s.ms; };
     const auto share = [&](const Sample& s) { return flops / s.ms / 1e6 / s.peak; };
     const double median = quantile(samples, 0.5, ms);
-    results.push_back({{"case", support::to_string(c)},
-                       {"pass", pass},
-                       {"backend", result.backend},
-                       {"isa", peak.isa},
-                       {"threads", peak.threads},
-                       {"ring", c.ring},
-                       {"ms_median", median},
-                       {"ms_p10", quantile(samples, 0.1, ms)},
-                       {"ms_p90", quantile(samples, 0.9, ms)},
-                       {"repeats", samples.size()},
-                       {"flops", sum.flops},
-                       {"gflops", median > 0.0 ? flops / median / 1e6 : 0.0},
-                       {"peak_gflops", quantile(samples, 0.5, [](const Sample& s) { return s.peak; })},
-                       {"peak_share", quantile(samples, 0.5, share)},
-                       {"peak_share_p90", quantile(samples, 0.9, share)},
-                       {"hops", sum.hops},
-                       {"bytes_sent", sum.bytes},
-                       {"max_error", max_error}});
+    results.push_back(
+        {{"case", support::to_string(c)},
+         {"pass", pass},
+         {"backend", result.backend},
+         {"isa", peak.isa},
+         {"threads", peak.threads},
+         {"ring", c.ring},
+         {"ms_median", median},
+         {"ms_p10", quantile(samples, 0.1, ms)},
+         {"ms_p90", quantile(samples, 0.9, ms)},
+         {"repeats", samples.size()},
+         {"flops", sum.flops},
+         {"gflops", median > 0.0 ? flops / median / 1e6 : 0.0},
+         {"peak_gflops", quantile(samples, 0.5, [](const Sample& s) { return s.peak; })},
+         {"peak_share", quantile(samples, 0.5, share)},
+         {"peak_share_p90", quantile(samples, 0.9, share)},
+         {"hops", sum.hops},
+         {"bytes_sent", sum.bytes},
+         {"max_error", max_error}});
   }
 
   void run(const support::Case& c) {
