@@ -177,7 +177,7 @@ std::size_t formula(const Plan& plan, Pass pass, int threads) {
     bytes += a64(heads * ((sq + m - 1) / m + 1) * 4);
     bytes += t * (a64(d * odd(n) * 4) + a64(v * odd(n) * 4) + 2 * a64(n * odd(d) * 4) +
                   a64(n * odd(v) * 4) + a64(m * odd(d) * 4) + a64(m * odd(v) * 4) +
-                  2 * a64(m * odd(n) * 4));
+                  5 * a64(m * odd(n) * 4));
   }
   return bytes;
 }

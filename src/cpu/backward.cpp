@@ -34,6 +34,10 @@ struct Pieces {
   std::size_t scratch_bytes;
 };
 
+/// Tiles of dS that wait for their turn to be added to dQ. A thread whose turn has not come goes on
+/// with the next tile; with so many, one that is slower for a while holds nobody.
+constexpr int kAhead = 4;
+
 /// What one thread works in.
 struct Scratch {
   float* keys_t;    // [D, stride of N]
@@ -43,11 +47,11 @@ struct Scratch {
   float* dout;      // [M, stride of Dv], from the left
   float* query_r;   // the same from the right, if that differs
   float* dout_r;
-  float* s;       // [M, stride of N]
-  float* dp;      // [M, stride of N]
-  float* ds;      // [M, stride of N], if it differs from dp
-  float* dkey;    // [N, padded D]
-  float* dvalue;  // [N, padded Dv]
+  float* s;                 // [M, stride of N]
+  float* dp;                // [M, stride of N], of pairs
+  float* tiles_ds[kAhead];  // [M, stride of N] each; unless of pairs, dP before that
+  float* dkey;              // [N, padded D]
+  float* dvalue;            // [N, padded Dv]
 };
 
 Scratch carve_scratch(const Plan& plan, Carver& carver) {
@@ -67,8 +71,8 @@ Scratch carve_scratch(const Plan& plan, Carver& carver) {
   s.query_r = o.pairs ? carver.take_array<float>(o.words(m) * d) : s.query;
   s.dout_r = o.pairs ? carver.take_array<float>(o.words(m) * v) : s.dout;
   s.s = carver.take_array<float>(m * n);
-  s.dp = carver.take_array<float>(m * n);
-  s.ds = o.pairs ? carver.take_array<float>(m * row_stride(o.words(tile.keys))) : s.dp;
+  s.dp = carver.take_array<float>(o.pairs ? m * n : 0);
+  for (float*& ds : s.tiles_ds) ds = carver.take_array<float>(m * row_stride(o.words(tile.keys)));
   s.dkey = carver.take_array<float>(tile.keys * d);
   s.dvalue = carver.take_array<float>(tile.keys * v);
   return s;
@@ -184,6 +188,7 @@ class Task {
         for (std::int64_t i = tiles.begin; i < tiles.end; ++i) attend(h, i, counts);
       }
     }
+    flush();
     store_keys();
   }
 
@@ -231,14 +236,50 @@ class Task {
       counts.tiles.full += masked ? 0 : 1;
       counts.pairs += masked ? bits.pairs : queries.rows * keys_.rows;
       load_queries(h, queries);
-      weigh(bh, queries, masked ? &bits : nullptr);
-      add_to_keys(queries, masked ? &bits : nullptr);
-      wait_for_turn(bh, h, i);
-      add_to_queries(bh, queries, masked ? &bits : nullptr);
+      float* ds = take_slot();
+      float* dp = o_.pairs ? x_.dp : ds;
+      weigh(bh, queries, masked ? &bits : nullptr, dp, ds);
+      add_to_keys(queries, masked ? &bits : nullptr, dp);
+      if (masked && !keys_finite_) {
+        flush();
+        wait_for_turn(bh, h, i);
+        add_carefully(bh, queries, bits, ds);
+        progress(bh, i).store(static_cast<std::int32_t>(j_), std::memory_order_release);
+        return;
+      }
+      pending_[(begin_ + count_++) % kAhead] = {bh, h, i, queries, ds};
     } else {
-      wait_for_turn(bh, h, i);
+      take_slot();
+      pending_[(begin_ + count_++) % kAhead] = {bh, h, i, {}, nullptr};
     }
-    progress(bh, i).store(static_cast<std::int32_t>(j_), std::memory_order_release);
+    while (count_ > 0 && is_turn(pending_[begin_])) add_first();
+  }
+
+  /// dS of a query tile on its way to dQ; null: nothing to add, only its turn to pass on.
+  struct Pending {
+    std::int64_t bh, h, i;
+    Tile tile;
+    const float* ds;
+  };
+
+  /// A buffer for the next dS.
+  float* take_slot() {
+    if (count_ == kAhead) add_first();
+    return x_.tiles_ds[(begin_ + count_) % kAhead];
+  }
+
+  void flush() {
+    while (count_ > 0) add_first();
+  }
+
+  /// dQ += dS K for the tile that has waited longest.
+  void add_first() {
+    const Pending& first = pending_[begin_];
+    wait_for_turn(first.bh, first.h, first.i);
+    if (first.ds != nullptr) add_to_queries(first.bh, first.tile, first.ds);
+    progress(first.bh, first.i).store(static_cast<std::int32_t>(j_), std::memory_order_release);
+    begin_ = (begin_ + 1) % kAhead;
+    --count_;
   }
 
   void load_queries(std::int64_t h, const Tile& tile) {
@@ -267,23 +308,23 @@ class Task {
   }
 
   /// P and dS of one tile.
-  void weigh(std::int64_t bh, const Tile& tile, const TileBits* bits) {
+  void weigh(std::int64_t bh, const Tile& tile, const TileBits* bits, float* dp, float* ds) {
     const std::int64_t n = padded(keys_.rows);
     k_.product({o_.pairs, x_.query, row_stride(o_.words(p_.head_dim)), false, x_.keys_t, stride_,
                 x_.s, stride_, tile.rows, n, o_.words(p_.head_dim), false});
     k_.product({o_.pairs, x_.dout, row_stride(o_.words(p_.value_dim)), false, x_.values_t, stride_,
-                x_.dp, stride_, tile.rows, n, o_.words(p_.value_dim), false});
+                dp, stride_, tile.rows, n, o_.words(p_.value_dim), false});
     const std::int64_t row = bh * step_.query.dim(1) + tile.row;
     const Scoring scoring{step_.plan.scale(), step_.plan.soft_cap()};
-    k_.gradient({x_.s, x_.dp, o_.pairs ? x_.ds : nullptr, ds_row_, stride_, tile.rows, keys_.rows,
+    k_.gradient({x_.s, dp, o_.pairs ? ds : nullptr, ds_row_, stride_, tile.rows, keys_.rows,
                  bits ? bits->bits : nullptr, bits ? bits->words : 0, scoring, w_.lse + row,
                  w_.delta + row});
   }
 
   /// dV += P^T dO, dK += dS^T Q.
-  void add_to_keys(const Tile& tile, const TileBits* bits) {
+  void add_to_keys(const Tile& tile, const TileBits* bits, const float* dp) {
     add_transposed(x_.s, x_.dout_r, v_, tile.rows, p_.value_dim, x_.dvalue, bits, dout_finite_);
-    add_transposed(x_.dp, x_.query_r, d_, tile.rows, p_.head_dim, x_.dkey, bits, queries_finite_);
+    add_transposed(dp, x_.query_r, d_, tile.rows, p_.head_dim, x_.dkey, bits, queries_finite_);
   }
 
   /// out [N, columns] += weights^T x; the rows of x and out are `row` floats.
@@ -299,29 +340,41 @@ class Task {
     }
   }
 
-  /// dQ += dS K.
-  void add_to_queries(std::int64_t bh, const Tile& tile, const TileBits* bits) {
+  float* dquery_of(std::int64_t bh, const Tile& tile) const {
+    return w_.dquery + (bh * step_.query.dim(1) + tile.row) * padded(p_.head_dim);
+  }
+
+  void add_to_queries(std::int64_t bh, const Tile& tile, const float* ds) {
     const std::int64_t width = padded(p_.head_dim);
-    float* out = w_.dquery + (bh * step_.query.dim(1) + tile.row) * width;
-    if (bits != nullptr && !keys_finite_) {
-      careful_product({o_.pairs, x_.ds, ds_row_, bits->bits, bits->words, tile.rows, keys_.rows,
-                       x_.keys, d_, p_.head_dim, out, width});
-    } else {
-      k_.product({o_.pairs, x_.ds, ds_row_, false, x_.keys, d_, out, width, tile.rows, width,
-                  o_.words(keys_.rows), true});
-    }
+    k_.product({o_.pairs, ds, ds_row_, false, x_.keys, d_, dquery_of(bh, tile), width, tile.rows,
+                width, o_.words(keys_.rows), true});
+  }
+
+  void add_carefully(std::int64_t bh, const Tile& tile, const TileBits& bits, const float* ds) {
+    careful_product({o_.pairs, ds, ds_row_, bits.bits, bits.words, tile.rows, keys_.rows, x_.keys,
+                     d_, p_.head_dim, dquery_of(bh, tile), padded(p_.head_dim)});
   }
 
   Progress& progress(std::int64_t bh, std::int64_t i) {
     return w_.progress[bh * step_.schedule.queries.count() + i];
   }
 
-  /// Waits until the key tile before this one that visits query tile i has added its part.
-  void wait_for_turn(std::int64_t bh, std::int64_t h, std::int64_t i) {
+  /// The key tile before this one that visits query tile i, or -1.
+  std::int64_t before(std::int64_t h, std::int64_t i) const {
     std::int64_t before = j_ - 1;
     while (before >= 0 && step_.schedule.kind(b_, h, i, before) == TileKind::kSkip) --before;
+    return before;
+  }
+
+  bool is_turn(const Pending& p) {
+    return progress(p.bh, p.i).load(std::memory_order_acquire) == before(p.h, p.i);
+  }
+
+  /// Waits until the key tile before this one has added its part to query tile i.
+  void wait_for_turn(std::int64_t bh, std::int64_t h, std::int64_t i) {
+    const std::int64_t turn = before(h, i);
     constexpr int kSpins = 200;  // then let a thread that lost its core run
-    for (int spin = 0; progress(bh, i).load(std::memory_order_acquire) != before; ++spin) {
+    for (int spin = 0; progress(bh, i).load(std::memory_order_acquire) != turn; ++spin) {
       if (spin >= kSpins) std::this_thread::yield();
     }
   }
@@ -338,6 +391,9 @@ class Task {
   bool keys_finite_ = true;
   bool queries_finite_ = true;
   bool dout_finite_ = true;
+  Pending pending_[kAhead];
+  int begin_ = 0;  // of those that wait, in the order they came
+  int count_ = 0;
 };
 
 void finish_queries(const BackwardStep& step, const Pieces& w) {

@@ -18,7 +18,7 @@ namespace {
 
 /// The pieces of StepContext::state and StepContext::workspace.
 struct Pieces {
-  float* acc = nullptr;  // state, [B, H, Sq, padded Dv]
+  float* acc = nullptr;  // state, [B, H, Sq, padded Dv]; null in a ring of one
   float* max = nullptr;  // state, [B, H, Sq]
   float* sum = nullptr;  // state, [B, H, Sq]
   float* keys;           // [B, G, key tiles] of [D, stride of N]
@@ -148,7 +148,7 @@ class Unit {
         width_(padded(p_.value_dim)),
         row_(bh * step.schedule.queries.positions.size() + tile_.row) {
     load_query();
-    load_state();
+    open_state();
   }
 
   /// The key tiles that may hold visible keys.
@@ -176,11 +176,7 @@ class Unit {
   }
 
   void finish() {
-    if (step_.last) {
-      finish_rows();
-    } else {
-      store_state();
-    }
+    if (step_.last) finish_rows();
   }
 
  private:
@@ -193,22 +189,18 @@ class Unit {
              row_stride(o_.words(p_.head_dim))});
   }
 
-  void load_state() {
+  /// In a ring the state itself is worked on; alone, this thread's scratch.
+  void open_state() {
+    if (w_.acc != nullptr) {
+      x_.acc = w_.acc + row_ * width_;
+      x_.max = w_.max + row_;
+      x_.sum = w_.sum + row_;
+    }
     if (step_.first) {
       std::fill_n(x_.acc, tile_.rows * width_, 0.0F);
       std::fill_n(x_.max, tile_.rows, -kInfinity<float>);
       std::fill_n(x_.sum, tile_.rows, 0.0F);
-    } else {
-      std::copy_n(w_.acc + row_ * width_, tile_.rows * width_, x_.acc);
-      std::copy_n(w_.max + row_, tile_.rows, x_.max);
-      std::copy_n(w_.sum + row_, tile_.rows, x_.sum);
     }
-  }
-
-  void store_state() {
-    std::copy_n(x_.acc, tile_.rows * width_, w_.acc + row_ * width_);
-    std::copy_n(x_.max, tile_.rows, w_.max + row_);
-    std::copy_n(x_.sum, tile_.rows, w_.sum + row_);
   }
 
   /// Rows of this tile against keys of tile j. bits: of the whole tile, or null.
@@ -302,28 +294,30 @@ class Unit {
 /// How units are spread over tasks. A plane is a (batch row, kv head): its units share keys and
 /// values, all heads of the group for one query tile, then those for the next one.
 struct Tasks {
-  std::int64_t tiles, group, planes, each, per_plane;
+  std::int64_t group, planes, units, per_plane;
 
   Tasks(const ForwardStep& step, int threads)
-      : tiles(step.schedule.queries.count()),
-        group(step.plan.problem().query_heads / step.plan.problem().kv_heads),
-        planes(step.plan.problem().batch * step.plan.problem().kv_heads) {
-    // Fewer units a task rather than fewer than kRounds tasks a thread: the last ones end together.
-    constexpr std::int64_t kRounds = 8;
-    const std::int64_t share = planes * group * tiles / (threads * kRounds);
-    each = threads == 1 ? kUnits : std::clamp<std::int64_t>(share, 1, kUnits);
-    per_plane = ceil_div(group * tiles, each);
+      : group(step.plan.problem().query_heads / step.plan.problem().kv_heads),
+        planes(step.plan.problem().batch * step.plan.problem().kv_heads),
+        units(group * step.schedule.queries.count()),
+        per_plane(ceil_div(units, kUnits)) {
+    // Smaller tasks rather than threads without one at the end.
+    while (per_plane < units && planes * per_plane % threads != 0) ++per_plane;
   }
   std::int64_t count() const { return planes * per_plane; }
+
+  /// The units of a plane's task t, as even a share as there is.
+  Range of(std::int64_t t) const { return {t * units / per_plane, (t + 1) * units / per_plane}; }
 };
 
-/// A task: units [first, first + each) of a plane past all of its key tiles.
+/// A task: units of one plane past all of their key tiles.
 void run_task(const ForwardStep& step, const Pieces& w, const Operands& operands,
               const Tasks& tasks, const Scratch& scratch, std::int64_t ticket, PassCounts& counts) {
   // Late query tiles first: under a causal mask they are the longest.
   const std::int64_t plane = ticket % tasks.planes;
-  const std::int64_t first = (tasks.per_plane - 1 - ticket / tasks.planes) * tasks.each;
-  const std::int64_t count = std::min(tasks.each, tasks.group * tasks.tiles - first);
+  const Range share = tasks.of(tasks.per_plane - 1 - ticket / tasks.planes);
+  const std::int64_t first = share.begin;
+  const std::int64_t count = share.end - share.begin;
   std::optional<Unit> units[kUnits];
   TileRanges ranges[kUnits];
   Range all[2] = {{INT64_MAX, 0}, {INT64_MAX, 0}};
