@@ -4,10 +4,9 @@
 
 # -O3 vectorises at every optimised build type; errno and traps of sqrtf or a division are not
 # read by anyone, and keeping them would forbid vectors. NaN and inf keep their meaning.
-# A product and the sum it feeds are one rounding where the machine can. gcc 12 takes the undefined
-# operands inside its own avx512fintrin.h for mistakes.
+# A product and the sum it feeds are one rounding where the machine can.
 set(kernel_options $<$<NOT:$<CONFIG:Debug>>:-O3> -fno-math-errno -fno-trapping-math
-    -ffp-contract=fast $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)
+    -ffp-contract=fast)
 
 function(ringattn_kernels isa)
   add_library(ringattn_kernels_${isa} OBJECT ${CMAKE_CURRENT_SOURCE_DIR}/cpu/kernels.cpp)

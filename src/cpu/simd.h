@@ -9,7 +9,15 @@
 #include <utility>
 
 #if defined(__AVX2__)
+// gcc 12 takes the undefined operands inside its own avx512fintrin.h for mistakes.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
 #endif
 
 // One compilation includes this header, and must share nothing of it with another.
