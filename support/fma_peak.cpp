@@ -18,13 +18,12 @@ namespace {
 // Two units with a latency of 4 or 5 cycles need 8 to 10 independent sums; 12 leave room, and fit
 // in the 16 registers that AVX2 has.
 constexpr int kChains = 12;
-constexpr std::int64_t kSteps = 1'000'000;  // some milliseconds
-constexpr int kRuns = 15;
+constexpr std::int64_t kSteps = 500'000;  // a millisecond or two
 
-/// What a thread runs, and how many float32 lanes each multiply-add has.
+/// What a thread runs, and how many multiply-adds each instruction does.
 struct Loop {
   float (*run)(float seed);
-  int lanes;
+  int width;
 };
 
 #if defined(__x86_64__)
@@ -36,6 +35,19 @@ struct Loop {
   for (std::int64_t i = 0; i < kSteps; ++i) {
 #pragma GCC unroll 12
     for (int c = 0; c < kChains; ++c) sums[c] = _mm512_fmadd_ps(sums[c], factor, term);
+  }
+  for (int c = 1; c < kChains; ++c) sums[0] = _mm512_add_ps(sums[0], sums[c]);
+  return _mm512_cvtss_f32(sums[0]);
+}
+
+[[gnu::target("avx512f,avx512bf16")]] float run_bf16(float seed) {
+  __m512 sums[kChains];
+  for (int c = 0; c < kChains; ++c) sums[c] = _mm512_set1_ps(seed * static_cast<float>(c));
+  const __m512bh factor = _mm512_cvtne2ps_pbh(_mm512_set1_ps(0.25F), _mm512_set1_ps(0.5F));
+  const __m512bh term = _mm512_cvtne2ps_pbh(_mm512_set1_ps(seed), _mm512_set1_ps(seed));
+  for (std::int64_t i = 0; i < kSteps; ++i) {
+#pragma GCC unroll 12
+    for (int c = 0; c < kChains; ++c) sums[c] = _mm512_dpbf16_ps(sums[c], factor, term);
   }
   for (int c = 1; c < kChains; ++c) sums[0] = _mm512_add_ps(sums[0], sums[c]);
   return _mm512_cvtss_f32(sums[0]);
@@ -70,8 +82,11 @@ float run_portable(float seed) {
   return sums[0][0];
 }
 
-Loop loop_of([[maybe_unused]] const std::string& isa) {
+Loop loop_of([[maybe_unused]] const std::string& isa, [[maybe_unused]] DType dtype) {
 #if defined(__x86_64__)
+  if (isa == "avx512_bf16" && dtype == DType::kBFloat16 && __builtin_cpu_supports("avx512bf16")) {
+    return {run_bf16, 32};
+  }
   if (isa.starts_with("avx512") && __builtin_cpu_supports("avx512f")) return {run_avx512, 16};
   if (isa.starts_with("avx2") && __builtin_cpu_supports("avx2")) return {run_avx2, 8};
 #endif
@@ -114,12 +129,10 @@ double timed(const Loop& loop, int threads) {
 
 }  // namespace
 
-double peak_gflops(const std::string& isa, int threads) {
-  const Loop loop = loop_of(isa);
-  double best = timed(loop, threads);  // the first run also wakes the cores up
-  for (int run = 1; run < kRuns; ++run) best = std::min(best, timed(loop, threads));
-  const double flops = 2.0 * static_cast<double>(kSteps) * kChains * loop.lanes * threads;
-  return flops / best / 1e9;
+double peak_sample(const std::string& isa, int threads, DType dtype) {
+  const Loop loop = loop_of(isa, dtype);
+  const double flops = 2.0 * static_cast<double>(kSteps) * kChains * loop.width * threads;
+  return flops / timed(loop, threads) / 1e9;
 }
 
 }  // namespace ringattn::support

@@ -141,6 +141,7 @@ std::size_t formula(const Plan& plan, Pass pass, int threads) {
     return static_cast<std::size_t>((bytes + 63) / 64 * 64);
   };
   const auto a16 = [](std::int64_t n) { return (n + 15) / 16 * 16; };
+  const auto odd = [](std::int64_t n) { return ((n + 15) / 16 | 1) * 16; };
   const bool ring = plan.world() > 1;
   const std::int64_t sq = plan.query_rows(plan.rank()).size();
   const std::int64_t sk = plan.key_rows(plan.rank()).size();
@@ -166,17 +167,17 @@ std::size_t formula(const Plan& plan, Pass pass, int threads) {
   if (pass == Pass::kForward) {
     if (ring) bytes += a64(heads * sq * (a16(v) + 2) * 4);
     const std::int64_t panels = p.batch * p.kv_heads * ((most + n - 1) / n);
-    bytes += a64(panels * d * a16(n) * 4) + a64(panels * a16(v) * n * 4) + a64(panels);
-    bytes += t * (a64(m * a16(d) * 4) + a64(m * (a16(n) + 16) * 4) + a64(m * a16(v) * 4) +
-                  3 * a64(m * 4));
+    bytes += a64(panels * d * odd(n) * 4) + a64(panels * odd(v) * n * 4) + a64(panels);
+    bytes += t * (4 * (a64(m * odd(d) * 4) + a64(m * a16(v) * 4) + 2 * a64(m * 4)) +
+                  a64(m * odd(n) * 4) + a64(m * 4));
   } else {
     bytes += sums(sk);
     if (ring) bytes += 2 * sums(most);
     bytes += a64(heads * sq * (a16(d) + 2) * 4);
     bytes += a64(heads * ((sq + m - 1) / m + 1) * 4);
-    bytes += t * (a64(d * a16(n) * 4) + a64(v * a16(n) * 4) + 2 * a64(n * a16(d) * 4) +
-                  a64(n * a16(v) * 4) + a64(m * a16(d) * 4) + a64(m * a16(v) * 4) +
-                  2 * a64(m * (a16(n) + 16) * 4));
+    bytes += t * (a64(d * odd(n) * 4) + a64(v * odd(n) * 4) + 2 * a64(n * odd(d) * 4) +
+                  a64(n * odd(v) * 4) + a64(m * odd(d) * 4) + a64(m * odd(v) * 4) +
+                  5 * a64(m * odd(n) * 4));
   }
   return bytes;
 }

@@ -34,35 +34,45 @@ struct Pieces {
   std::size_t scratch_bytes;
 };
 
+/// Tiles of dS that wait for their turn to be added to dQ. A thread whose turn has not come goes on
+/// with the next tile; with so many, one that is slower for a while holds nobody.
+constexpr int kAhead = 4;
+
 /// What one thread works in.
 struct Scratch {
-  float* keys_t;    // transposed panels [D, N]
-  float* values_t;  // transposed panels [Dv, N]
-  float* keys;      // panels [N, D]
-  float* query;     // panels [M, D]
-  float* dout;      // panels [M, Dv]
-  float* s;         // [M, stride]
-  float* dp;        // [M, stride]
-  float* dkey;      // [N, padded D]
-  float* dvalue;    // [N, padded Dv]
+  float* keys_t;    // [D, stride of N]
+  float* values_t;  // [Dv, stride of N]
+  float* keys;      // [N, stride of D]
+  float* query;     // [M, stride of D], from the left
+  float* dout;      // [M, stride of Dv], from the left
+  float* query_r;   // the same from the right, if that differs
+  float* dout_r;
+  float* s;                 // [M, stride of N]
+  float* dp;                // [M, stride of N], of pairs
+  float* tiles_ds[kAhead];  // [M, stride of N] each; unless of pairs, dP before that
+  float* dkey;              // [N, padded D]
+  float* dvalue;            // [N, padded Dv]
 };
-
-std::int64_t score_stride(const TileShape& tile) { return padded(tile.keys) + kPanel; }
 
 Scratch carve_scratch(const Plan& plan, Carver& carver) {
   const TileShape tile = plan.tiles(Pass::kBackward);
   const Problem& p = plan.problem();
-  const std::int64_t d = padded(p.head_dim);
-  const std::int64_t v = padded(p.value_dim);
-  const std::int64_t n = padded(tile.keys);
+  const Operands o(plan);
+  const std::int64_t d = row_stride(p.head_dim);
+  const std::int64_t v = row_stride(p.value_dim);
+  const std::int64_t n = row_stride(tile.keys);
+  const std::int64_t m = tile.queries;
   Scratch s{};
-  s.keys_t = carver.take_array<float>(p.head_dim * n);
-  s.values_t = carver.take_array<float>(p.value_dim * n);
-  s.keys = carver.take_array<float>(tile.keys * d);
-  s.query = carver.take_array<float>(tile.queries * d);
-  s.dout = carver.take_array<float>(tile.queries * v);
-  s.s = carver.take_array<float>(tile.queries * score_stride(tile));
-  s.dp = carver.take_array<float>(tile.queries * score_stride(tile));
+  s.keys_t = carver.take_array<float>(o.words(p.head_dim) * n);
+  s.values_t = carver.take_array<float>(o.words(p.value_dim) * n);
+  s.keys = carver.take_array<float>(o.words(tile.keys) * d);
+  s.query = carver.take_array<float>(m * row_stride(o.words(p.head_dim)));
+  s.dout = carver.take_array<float>(m * row_stride(o.words(p.value_dim)));
+  s.query_r = o.pairs ? carver.take_array<float>(o.words(m) * d) : s.query;
+  s.dout_r = o.pairs ? carver.take_array<float>(o.words(m) * v) : s.dout;
+  s.s = carver.take_array<float>(m * n);
+  s.dp = carver.take_array<float>(o.pairs ? m * n : 0);
+  for (float*& ds : s.tiles_ds) ds = carver.take_array<float>(m * row_stride(o.words(tile.keys)));
   s.dkey = carver.take_array<float>(tile.keys * d);
   s.dvalue = carver.take_array<float>(tile.keys * v);
   return s;
@@ -145,16 +155,18 @@ void prepare(const BackwardStep& step, const Pieces& w) {
 class Task {
  public:
   Task(const BackwardStep& step, const Pieces& pieces, const Scratch& scratch,
-       const KernelTable& kernels, std::int64_t bg, std::int64_t j)
+       const Operands& operands, std::int64_t bg, std::int64_t j)
       : step_(step),
         p_(step.plan.problem()),
         w_(pieces),
         x_(scratch),
-        k_(kernels),
+        o_(operands),
+        k_(operands.kernels),
         shape_(step.plan.tiles(Pass::kBackward)),
-        stride_(score_stride(shape_)),
-        d_(padded(p_.head_dim)),
-        v_(padded(p_.value_dim)),
+        stride_(row_stride(shape_.keys)),
+        ds_row_(row_stride(operands.words(shape_.keys))),
+        d_(row_stride(p_.head_dim)),
+        v_(row_stride(p_.value_dim)),
         b_(bg / p_.kv_heads),
         g_(bg % p_.kv_heads),
         j_(j),
@@ -176,21 +188,28 @@ class Task {
         for (std::int64_t i = tiles.begin; i < tiles.end; ++i) attend(h, i, counts);
       }
     }
+    flush();
     store_keys();
   }
 
  private:
   void load_keys() {
-    const Format from = format(p_.dtype);
     const auto* key = rows_at(step_.key, b_, keys_.row, g_);
     const auto* value = rows_at(step_.value, b_, keys_.row, g_);
-    const std::int64_t key_row = step_.key.stride(1);
-    k_.widen_transposed({from, key, key_row, keys_.rows, p_.head_dim, x_.keys_t, p_.head_dim});
-    keys_finite_ = k_.widen({from, key, key_row, keys_.rows, p_.head_dim, x_.keys, shape_.keys});
-    k_.widen_transposed(
-        {from, value, step_.value.stride(1), keys_.rows, p_.value_dim, x_.values_t, p_.value_dim});
+    const Widen keys{false,      o_.format,   key,     step_.key.stride(1),
+                     keys_.rows, p_.head_dim, nullptr, 0};
+    o_.right_transposed(to(keys, x_.keys_t, stride_));
+    keys_finite_ = o_.right(to(keys, x_.keys, d_));
+    o_.right_transposed({false, o_.format, value, step_.value.stride(1), keys_.rows, p_.value_dim,
+                         x_.values_t, stride_});
     std::fill_n(x_.dkey, keys_.rows * d_, 0.0F);
     std::fill_n(x_.dvalue, keys_.rows * v_, 0.0F);
+  }
+
+  static Widen to(Widen w, float* dst, std::int64_t dst_row) {
+    w.dst = dst;
+    w.dst_row = dst_row;
+    return w;
   }
 
   void store_keys() {
@@ -217,76 +236,145 @@ class Task {
       counts.tiles.full += masked ? 0 : 1;
       counts.pairs += masked ? bits.pairs : queries.rows * keys_.rows;
       load_queries(h, queries);
-      weigh(bh, queries, masked ? &bits : nullptr);
-      add_to_keys(queries, masked ? &bits : nullptr);
-      wait_for_turn(bh, h, i);
-      add_to_queries(bh, queries, masked ? &bits : nullptr);
+      float* ds = take_slot();
+      float* dp = o_.pairs ? x_.dp : ds;
+      weigh(bh, queries, masked ? &bits : nullptr, dp, ds);
+      add_to_keys(queries, masked ? &bits : nullptr, dp);
+      if (masked && !keys_finite_) {
+        flush();
+        wait_for_turn(bh, h, i);
+        add_carefully(bh, queries, bits, ds);
+        progress(bh, i).store(static_cast<std::int32_t>(j_), std::memory_order_release);
+        return;
+      }
+      pending_[(begin_ + count_++) % kAhead] = {bh, h, i, queries, ds};
     } else {
-      wait_for_turn(bh, h, i);
+      take_slot();
+      pending_[(begin_ + count_++) % kAhead] = {bh, h, i, {}, nullptr};
     }
-    progress(bh, i).store(static_cast<std::int32_t>(j_), std::memory_order_release);
+    while (count_ > 0 && is_turn(pending_[begin_])) add_first();
+  }
+
+  /// dS of a query tile on its way to dQ; null: nothing to add, only its turn to pass on.
+  struct Pending {
+    std::int64_t bh, h, i;
+    Tile tile;
+    const float* ds;
+  };
+
+  /// A buffer for the next dS.
+  float* take_slot() {
+    if (count_ == kAhead) add_first();
+    return x_.tiles_ds[(begin_ + count_) % kAhead];
+  }
+
+  void flush() {
+    while (count_ > 0) add_first();
+  }
+
+  /// dQ += dS K for the tile that has waited longest.
+  void add_first() {
+    const Pending& first = pending_[begin_];
+    wait_for_turn(first.bh, first.h, first.i);
+    if (first.ds != nullptr) add_to_queries(first.bh, first.tile, first.ds);
+    progress(first.bh, first.i).store(static_cast<std::int32_t>(j_), std::memory_order_release);
+    begin_ = (begin_ + 1) % kAhead;
+    --count_;
   }
 
   void load_queries(std::int64_t h, const Tile& tile) {
-    queries_finite_ =
-        k_.widen({format(p_.dtype), rows_at(step_.query, b_, tile.row, h), step_.query.stride(1),
-                  tile.rows, p_.head_dim, x_.query, tile.rows});
-    dout_finite_ = k_.widen({format(p_.dtype), rows_at(step_.dout, b_, tile.row, h),
-                             step_.dout.stride(1), tile.rows, p_.value_dim, x_.dout, tile.rows});
+    const Widen query{false,
+                      o_.format,
+                      rows_at(step_.query, b_, tile.row, h),
+                      step_.query.stride(1),
+                      tile.rows,
+                      p_.head_dim,
+                      nullptr,
+                      0};
+    const Widen dout{false,
+                     o_.format,
+                     rows_at(step_.dout, b_, tile.row, h),
+                     step_.dout.stride(1),
+                     tile.rows,
+                     p_.value_dim,
+                     nullptr,
+                     0};
+    queries_finite_ = o_.left(to(query, x_.query, row_stride(o_.words(p_.head_dim))));
+    dout_finite_ = o_.left(to(dout, x_.dout, row_stride(o_.words(p_.value_dim))));
+    if (o_.pairs) {
+      o_.right(to(query, x_.query_r, d_));
+      o_.right(to(dout, x_.dout_r, v_));
+    }
   }
 
   /// P and dS of one tile.
-  void weigh(std::int64_t bh, const Tile& tile, const TileBits* bits) {
+  void weigh(std::int64_t bh, const Tile& tile, const TileBits* bits, float* dp, float* ds) {
     const std::int64_t n = padded(keys_.rows);
-    k_.product({x_.query, kPanel, 1, tile.rows * kPanel, x_.keys_t, p_.head_dim * kPanel, x_.s,
-                stride_, tile.rows, n, p_.head_dim, false});
-    k_.product({x_.dout, kPanel, 1, tile.rows * kPanel, x_.values_t, p_.value_dim * kPanel, x_.dp,
-                stride_, tile.rows, n, p_.value_dim, false});
+    k_.product({o_.pairs, x_.query, row_stride(o_.words(p_.head_dim)), false, x_.keys_t, stride_,
+                x_.s, stride_, tile.rows, n, o_.words(p_.head_dim), false});
+    k_.product({o_.pairs, x_.dout, row_stride(o_.words(p_.value_dim)), false, x_.values_t, stride_,
+                dp, stride_, tile.rows, n, o_.words(p_.value_dim), false});
     const std::int64_t row = bh * step_.query.dim(1) + tile.row;
     const Scoring scoring{step_.plan.scale(), step_.plan.soft_cap()};
-    k_.gradient({x_.s, x_.dp, stride_, tile.rows, keys_.rows, bits ? bits->bits : nullptr,
-                 bits ? bits->words : 0, scoring, w_.lse + row, w_.delta + row});
+    k_.gradient({x_.s, dp, o_.pairs ? ds : nullptr, ds_row_, stride_, tile.rows, keys_.rows,
+                 bits ? bits->bits : nullptr, bits ? bits->words : 0, scoring, w_.lse + row,
+                 w_.delta + row});
   }
 
   /// dV += P^T dO, dK += dS^T Q.
-  void add_to_keys(const Tile& tile, const TileBits* bits) {
-    add_transposed(x_.s, x_.dout, tile.rows, p_.value_dim, x_.dvalue, v_, bits, dout_finite_);
-    add_transposed(x_.dp, x_.query, tile.rows, p_.head_dim, x_.dkey, d_, bits, queries_finite_);
+  void add_to_keys(const Tile& tile, const TileBits* bits, const float* dp) {
+    add_transposed(x_.s, x_.dout_r, v_, tile.rows, p_.value_dim, x_.dvalue, bits, dout_finite_);
+    add_transposed(dp, x_.query_r, d_, tile.rows, p_.head_dim, x_.dkey, bits, queries_finite_);
   }
 
-  void add_transposed(const float* weights, const float* x, std::int64_t rows, std::int64_t columns,
-                      float* out, std::int64_t out_row, const TileBits* bits, bool finite) {
+  /// out [N, columns] += weights^T x; the rows of x and out are `row` floats.
+  void add_transposed(const float* weights, const float* x, std::int64_t row, std::int64_t rows,
+                      std::int64_t columns, float* out, const TileBits* bits, bool finite) {
     if (bits != nullptr && !finite) {
-      careful_product_transposed(
-          {weights, stride_, *bits, rows, keys_.rows, x, rows, columns, out, out_row});
+      careful_product_transposed({o_.pairs, weights, stride_, bits->bits, bits->words, rows,
+                                  keys_.rows, x, row, columns, out, row});
     } else {
-      k_.product({weights, 1, stride_, kPanel * stride_, x, rows * kPanel, out, out_row, keys_.rows,
-                  padded(columns), rows, true});
+      // Words of two rows lie in every other row.
+      k_.product({o_.pairs, weights, o_.pairs ? 2 * stride_ : stride_, true, x, row, out, row,
+                  keys_.rows, padded(columns), o_.words(rows), true});
     }
   }
 
-  /// dQ += dS K.
-  void add_to_queries(std::int64_t bh, const Tile& tile, const TileBits* bits) {
-    float* out = w_.dquery + (bh * step_.query.dim(1) + tile.row) * d_;
-    if (bits != nullptr && !keys_finite_) {
-      careful_product({x_.dp, stride_, *bits, tile.rows, keys_.rows, x_.keys, shape_.keys,
-                       p_.head_dim, out, d_});
-    } else {
-      k_.product({x_.dp, stride_, 1, kPanel, x_.keys, shape_.keys * kPanel, out, d_, tile.rows, d_,
-                  keys_.rows, true});
-    }
+  float* dquery_of(std::int64_t bh, const Tile& tile) const {
+    return w_.dquery + (bh * step_.query.dim(1) + tile.row) * padded(p_.head_dim);
+  }
+
+  void add_to_queries(std::int64_t bh, const Tile& tile, const float* ds) {
+    const std::int64_t width = padded(p_.head_dim);
+    k_.product({o_.pairs, ds, ds_row_, false, x_.keys, d_, dquery_of(bh, tile), width, tile.rows,
+                width, o_.words(keys_.rows), true});
+  }
+
+  void add_carefully(std::int64_t bh, const Tile& tile, const TileBits& bits, const float* ds) {
+    careful_product({o_.pairs, ds, ds_row_, bits.bits, bits.words, tile.rows, keys_.rows, x_.keys,
+                     d_, p_.head_dim, dquery_of(bh, tile), padded(p_.head_dim)});
   }
 
   Progress& progress(std::int64_t bh, std::int64_t i) {
     return w_.progress[bh * step_.schedule.queries.count() + i];
   }
 
-  /// Waits until the key tile before this one that visits query tile i has added its part.
-  void wait_for_turn(std::int64_t bh, std::int64_t h, std::int64_t i) {
+  /// The key tile before this one that visits query tile i, or -1.
+  std::int64_t before(std::int64_t h, std::int64_t i) const {
     std::int64_t before = j_ - 1;
     while (before >= 0 && step_.schedule.kind(b_, h, i, before) == TileKind::kSkip) --before;
+    return before;
+  }
+
+  bool is_turn(const Pending& p) {
+    return progress(p.bh, p.i).load(std::memory_order_acquire) == before(p.h, p.i);
+  }
+
+  /// Waits until the key tile before this one has added its part to query tile i.
+  void wait_for_turn(std::int64_t bh, std::int64_t h, std::int64_t i) {
+    const std::int64_t turn = before(h, i);
     constexpr int kSpins = 200;  // then let a thread that lost its core run
-    for (int spin = 0; progress(bh, i).load(std::memory_order_acquire) != before; ++spin) {
+    for (int spin = 0; progress(bh, i).load(std::memory_order_acquire) != turn; ++spin) {
       if (spin >= kSpins) std::this_thread::yield();
     }
   }
@@ -295,13 +383,17 @@ class Task {
   const Problem& p_;
   const Pieces& w_;
   Scratch x_;
+  const Operands& o_;
   const KernelTable& k_;
   TileShape shape_;
-  std::int64_t stride_, d_, v_, b_, g_, j_;
+  std::int64_t stride_, ds_row_, d_, v_, b_, g_, j_;
   Tile keys_;
   bool keys_finite_ = true;
   bool queries_finite_ = true;
   bool dout_finite_ = true;
+  Pending pending_[kAhead];
+  int begin_ = 0;  // of those that wait, in the order they came
+  int count_ = 0;
 };
 
 void finish_queries(const BackwardStep& step, const Pieces& w) {
@@ -331,7 +423,7 @@ std::size_t backward_state(const Plan& plan) {
 
 PassCounts backward(const BackwardStep& step) {
   const Problem& p = step.plan.problem();
-  const KernelTable& k = *kernels(step.plan.options().backend);
+  const Operands operands(step.plan);
   Carver carver(step.workspace);
   Pieces w = carve(step.plan, carver);
   w.dquery = reinterpret_cast<float*>(step.state.data());
@@ -349,7 +441,7 @@ PassCounts backward(const BackwardStep& step) {
         Carver scratch(
             {w.scratch + static_cast<std::size_t>(worker) * w.scratch_bytes, w.scratch_bytes});
         // Key tiles in order, neighbours in different heads: threads seldom meet at one dQ tile.
-        Task(step, w, carve_scratch(step.plan, scratch), k, ticket % planes, ticket / planes)
+        Task(step, w, carve_scratch(step.plan, scratch), operands, ticket % planes, ticket / planes)
             .run(own);
       });
   if (step.last) finish_queries(step, w);

@@ -42,21 +42,43 @@ PassCounts backward(const BackwardStep& step);
 /// How many threads a plan's executor has.
 int threads(const Plan& plan);
 
-Format format(DType dtype);
+/// How a plan's operands are packed: float32, or words of two bfloat16 values where the instruction
+/// set has dot products of them. Everywhere below, matrices are of words if they are pairs.
+struct Operands {
+  const KernelTable& kernels;
+  Format format;
+  bool pairs;
+
+  explicit Operands(const Plan& plan);
+
+  /// Elements of a row or column of n values.
+  std::int64_t words(std::int64_t n) const { return pairs ? (n + 1) / 2 : n; }
+
+  /// Rows to a matrix that multiplies from the left, from the right by its transpose, or from the
+  /// right. False: something is not finite.
+  bool left(Widen w) const { return w.pairs = pairs, kernels.widen(w); }
+  bool right_transposed(Widen w) const { return w.pairs = pairs, kernels.widen_transposed(w); }
+  bool right(Widen w) const { return pairs ? kernels.pair_rows(w) : kernels.widen(w); }
+};
 
 /// out[i][j] = zero-rounded once: n floats, times factor, to element `at` of a view.
 void narrow(const float* x, std::int64_t n, float factor, const TensorView& out, std::int64_t at);
 
+/// The keys that any of these rows of a masked tile sees: from a multiple of 64 to the last one.
+Range visible_keys(const TileBits& bits, Range rows);
+
 /// Products of masked tiles whose right side has a NaN or inf, which must reach no row that does
-/// not see it: only visible pairs are touched. out[i] += sum over visible j of w[i][j] * x(j) for
-/// `x` in panels of `capacity` rows; transposed: out[j] += sum over visible i of w[i][j] * x(i).
+/// not see it: only visible pairs are touched. out[i] += sum over visible j of w[i][j] * x[j];
+/// transposed: out[j] += sum over visible i of w[i][j] * x[i].
 struct CarefulProduct {
+  bool pairs;  // w and x are words, as GradientTile and KernelTable::pair_rows leave them
   const float* w;
   std::int64_t w_row;
-  const TileBits& bits;
+  const std::uint64_t* bits;
+  std::int64_t words;
   std::int64_t rows, keys;
   const float* x;
-  std::int64_t capacity, columns;
+  std::int64_t x_row, columns;
   float* out;
   std::int64_t out_row;
 };

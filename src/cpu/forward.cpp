@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
+#include <optional>
 
 #include "counts.h"
 #include "cpu/cpu.h"
@@ -17,28 +18,34 @@ namespace {
 
 /// The pieces of StepContext::state and StepContext::workspace.
 struct Pieces {
-  float* acc = nullptr;  // state, [B, H, Sq, padded Dv]
+  float* acc = nullptr;  // state, [B, H, Sq, padded Dv]; null in a ring of one
   float* max = nullptr;  // state, [B, H, Sq]
   float* sum = nullptr;  // state, [B, H, Sq]
-  float* keys;           // [B, G, key tiles] of transposed panels
-  float* values;         // [B, G, key tiles] of panels
+  float* keys;           // [B, G, key tiles] of [D, stride of N]
+  float* values;         // [B, G, key tiles] of [N, stride of Dv]
   std::uint8_t* finite;  // [B, G, key tiles]: all values are finite
   std::byte* scratch;
   std::size_t scratch_bytes;
 };
 
-/// What one thread works in.
-struct Scratch {
-  float* query;  // panels [M, D]
-  float* s;      // [M, stride]
+/// Query tiles that one task takes past each key tile: keys and values come from far away once for
+/// all of them.
+constexpr std::int64_t kUnits = 4;
+
+/// What a query tile keeps while key tiles pass.
+struct UnitScratch {
+  float* query;  // [M, stride of D]
   float* acc;    // [M, padded Dv]
   float* max;    // [M]
   float* sum;
-  float* factor;
 };
 
-// A row of scores ends 16 floats late, so that rows do not fall into the same cache sets.
-std::int64_t score_stride(const TileShape& tile) { return padded(tile.keys) + kPanel; }
+/// What one thread works in.
+struct Scratch {
+  UnitScratch units[kUnits];
+  float* s;       // [M, stride of N]
+  float* factor;  // [M]
+};
 
 std::int64_t key_tiles(const Plan& plan) {
   std::int64_t most = 0;
@@ -49,23 +56,26 @@ std::int64_t key_tiles(const Plan& plan) {
   return most;
 }
 
-std::int64_t key_panel(const Plan& plan) {
-  return plan.problem().head_dim * padded(plan.tiles(Pass::kForward).keys);
+std::int64_t key_size(const Plan& plan, const Operands& o) {
+  return o.words(plan.problem().head_dim) * row_stride(plan.tiles(Pass::kForward).keys);
 }
 
-std::int64_t value_panel(const Plan& plan) {
-  return padded(plan.problem().value_dim) * plan.tiles(Pass::kForward).keys;
+std::int64_t value_size(const Plan& plan, const Operands& o) {
+  return o.words(plan.tiles(Pass::kForward).keys) * row_stride(plan.problem().value_dim);
 }
 
 Scratch carve_scratch(const Plan& plan, Carver& carver) {
   const TileShape tile = plan.tiles(Pass::kForward);
   const Problem& p = plan.problem();
+  const std::int64_t query_row = row_stride(Operands(plan).words(p.head_dim));
   Scratch s{};
-  s.query = carver.take_array<float>(tile.queries * padded(p.head_dim));
-  s.s = carver.take_array<float>(tile.queries * score_stride(tile));
-  s.acc = carver.take_array<float>(tile.queries * padded(p.value_dim));
-  s.max = carver.take_array<float>(tile.queries);
-  s.sum = carver.take_array<float>(tile.queries);
+  for (UnitScratch& unit : s.units) {
+    unit.query = carver.take_array<float>(tile.queries * query_row);
+    unit.acc = carver.take_array<float>(tile.queries * padded(p.value_dim));
+    unit.max = carver.take_array<float>(tile.queries);
+    unit.sum = carver.take_array<float>(tile.queries);
+  }
+  s.s = carver.take_array<float>(tile.queries * row_stride(tile.keys));
   s.factor = carver.take_array<float>(tile.queries);
   return s;
 }
@@ -80,8 +90,8 @@ Pieces carve(const Plan& plan, Carver& carver) {
   const Problem& p = plan.problem();
   const std::int64_t panels = p.batch * p.kv_heads * key_tiles(plan);
   Pieces w{};
-  w.keys = carver.take_array<float>(panels * key_panel(plan));
-  w.values = carver.take_array<float>(panels * value_panel(plan));
+  w.keys = carver.take_array<float>(panels * key_size(plan, Operands(plan)));
+  w.values = carver.take_array<float>(panels * value_size(plan, Operands(plan)));
   w.finite = carver.take_array<std::uint8_t>(panels);
   Carver one;
   carve_scratch(plan, one);
@@ -91,11 +101,11 @@ Pieces carve(const Plan& plan, Carver& carver) {
 }
 
 /// Packs the step's keys and values.
-void pack(const ForwardStep& step, const Pieces& w, const KernelTable& k) {
+void pack(const ForwardStep& step, const Pieces& w, const Operands& operands) {
   const Problem& p = step.plan.problem();
   const Tiling& tiles = step.schedule.keys;
   const std::int64_t count = tiles.count();
-  const Format from = format(p.dtype);
+  const Format from = operands.format;
   step.executor.run(p.batch * p.kv_heads * count, [&](std::int64_t n) {
     const Tile tile = tiles[n % count];
     const std::int64_t b = n / count / p.kv_heads;
@@ -105,75 +115,47 @@ void pack(const ForwardStep& step, const Pieces& w, const KernelTable& k) {
       return static_cast<const std::byte*>(v.data) +
              (b * v.stride(0) + tile.row * v.stride(1) + g * v.stride(2)) * size;
     };
-    k.widen_transposed({from, at(step.key), step.key.stride(1), tile.rows, p.head_dim,
-                        w.keys + n * key_panel(step.plan), p.head_dim});
-    w.finite[n] = k.widen({from, at(step.value), step.value.stride(1), tile.rows, p.value_dim,
-                           w.values + n * value_panel(step.plan), tiles.size})
-                      ? 1
-                      : 0;
+    operands.right_transposed({false, from, at(step.key), step.key.stride(1), tile.rows, p.head_dim,
+                               w.keys + n * key_size(step.plan, operands), row_stride(tiles.size)});
+    w.finite[n] =
+        operands.right({false, from, at(step.value), step.value.stride(1), tile.rows, p.value_dim,
+                        w.values + n * value_size(step.plan, operands), row_stride(p.value_dim)})
+            ? 1
+            : 0;
   });
 }
 
+/// Rows of a masked tile that are worked on together: each group goes as far as its own keys.
+constexpr std::int64_t kMaskedRows = 24;
+
 /// One (batch row, head, query tile).
-class Task {
+class Unit {
  public:
-  Task(const ForwardStep& step, const Pieces& pieces, const Scratch& scratch,
-       const KernelTable& kernels, std::int64_t bh, std::int64_t i)
+  Unit(const ForwardStep& step, const Pieces& pieces, const Scratch& scratch,
+       const UnitScratch& own, const Operands& operands, std::int64_t bh, std::int64_t i)
       : step_(step),
         p_(step.plan.problem()),
         w_(pieces),
-        x_(scratch),
-        k_(kernels),
+        s_(scratch),
+        x_(own),
+        o_(operands),
+        k_(operands.kernels),
         b_(bh / p_.query_heads),
         h_(bh % p_.query_heads),
         g_(h_ / (p_.query_heads / p_.kv_heads)),
         tile_(step.schedule.queries[i]),
         i_(i),
         width_(padded(p_.value_dim)),
-        row_(bh * step.schedule.queries.positions.size() + tile_.row) {}
-
-  void run(PassCounts& counts) {
+        row_(bh * step.schedule.queries.positions.size() + tile_.row) {
     load_query();
-    load_state();
-    const TileRanges ranges = visit(step_.schedule.mask, tile_.span, step_.schedule.keys);
-    for (const Range& tiles : ranges.visited) {
-      for (std::int64_t j = tiles.begin; j < tiles.end; ++j) attend(j, counts);
-    }
-    if (step_.last) {
-      finish_rows();
-    } else {
-      store_state();
-    }
+    open_state();
   }
 
- private:
-  void load_query() {
-    const std::int64_t size = p_.dtype == DType::kFloat32 ? 4 : 2;
-    const ConstTensorView& q = step_.query;
-    const auto* src = static_cast<const std::byte*>(q.data) +
-                      (b_ * q.stride(0) + tile_.row * q.stride(1) + h_ * q.stride(2)) * size;
-    k_.widen({format(p_.dtype), src, q.stride(1), tile_.rows, p_.head_dim, x_.query, tile_.rows});
-  }
+  /// The key tiles that may hold visible keys.
+  TileRanges visited() const { return visit(step_.schedule.mask, tile_.span, step_.schedule.keys); }
 
-  void load_state() {
-    if (step_.first) {
-      std::fill_n(x_.acc, tile_.rows * width_, 0.0F);
-      std::fill_n(x_.max, tile_.rows, -kInfinity<float>);
-      std::fill_n(x_.sum, tile_.rows, 0.0F);
-    } else {
-      std::copy_n(w_.acc + row_ * width_, tile_.rows * width_, x_.acc);
-      std::copy_n(w_.max + row_, tile_.rows, x_.max);
-      std::copy_n(w_.sum + row_, tile_.rows, x_.sum);
-    }
-  }
-
-  void store_state() {
-    std::copy_n(x_.acc, tile_.rows * width_, w_.acc + row_ * width_);
-    std::copy_n(x_.max, tile_.rows, w_.max + row_);
-    std::copy_n(x_.sum, tile_.rows, w_.sum + row_);
-  }
-
-  void attend(std::int64_t j, PassCounts& counts) {
+  /// `fetch`: ask for the keys and values of the next tile meanwhile.
+  void attend(std::int64_t j, bool fetch, PassCounts& counts) {
     TileBits bits;
     const TileKind kind = step_.schedule.exact_kind(b_, h_, i_, j, bits);
     if (kind == TileKind::kSkip) return;
@@ -182,24 +164,99 @@ class Task {
     counts.tiles.visited += 1;
     counts.tiles.full += masked ? 0 : 1;
     counts.pairs += masked ? bits.pairs : tile_.rows * keys.rows;
+    if (!masked) {
+      attend_rows(j, {0, tile_.rows}, {0, keys.rows}, nullptr, fetch);
+      return;
+    }
+    for (std::int64_t r = 0; r < tile_.rows; r += kMaskedRows) {
+      const Range rows{r, std::min(r + kMaskedRows, tile_.rows)};
+      const Range seen = visible_keys(bits, rows);
+      if (!seen.empty()) attend_rows(j, rows, seen, &bits, false);
+    }
+  }
 
-    const TileShape shape = step_.plan.tiles(Pass::kForward);
-    const std::int64_t stride = score_stride(shape);
+  void finish() {
+    if (step_.last) finish_rows();
+  }
+
+ private:
+  void load_query() {
+    const std::int64_t size = p_.dtype == DType::kFloat32 ? 4 : 2;
+    const ConstTensorView& q = step_.query;
+    const auto* src = static_cast<const std::byte*>(q.data) +
+                      (b_ * q.stride(0) + tile_.row * q.stride(1) + h_ * q.stride(2)) * size;
+    o_.left({false, o_.format, src, q.stride(1), tile_.rows, p_.head_dim, x_.query,
+             row_stride(o_.words(p_.head_dim))});
+  }
+
+  /// In a ring the state itself is worked on; alone, this thread's scratch.
+  void open_state() {
+    if (w_.acc != nullptr) {
+      x_.acc = w_.acc + row_ * width_;
+      x_.max = w_.max + row_;
+      x_.sum = w_.sum + row_;
+    }
+    if (step_.first) {
+      std::fill_n(x_.acc, tile_.rows * width_, 0.0F);
+      std::fill_n(x_.max, tile_.rows, -kInfinity<float>);
+      std::fill_n(x_.sum, tile_.rows, 0.0F);
+    }
+  }
+
+  /// Rows of this tile against keys of tile j. bits: of the whole tile, or null.
+  void attend_rows(std::int64_t j, Range rows, Range keys, const TileBits* bits, bool fetch) {
     const std::int64_t n = (b_ * p_.kv_heads + g_) * step_.schedule.keys.count() + j;
-    k_.product({x_.query, kPanel, 1, tile_.rows * kPanel, w_.keys + n * key_panel(step_.plan),
-                p_.head_dim * kPanel, x_.s, stride, tile_.rows, padded(keys.rows), p_.head_dim,
-                false});
-    const Scoring scoring{step_.plan.scale(), step_.plan.soft_cap()};
-    k_.softmax({x_.s, stride, tile_.rows, keys.rows, masked ? bits.bits : nullptr, bits.words,
-                scoring, x_.max, x_.sum, x_.factor});
-    k_.scale_rows(x_.acc, width_, tile_.rows, width_, x_.factor);
-    const float* values = w_.values + n * value_panel(step_.plan);
-    if (masked && w_.finite[n] == 0) {
-      careful_product({x_.s, stride, bits, tile_.rows, keys.rows, values, shape.keys, p_.value_dim,
-                       x_.acc, width_});
+    const std::int64_t key_floats = key_size(step_.plan, o_);
+    const std::int64_t value_floats = value_size(step_.plan, o_);
+    const std::int64_t stride = row_stride(step_.schedule.keys.size);
+    const std::int64_t query_row = row_stride(o_.words(p_.head_dim));
+    const std::int64_t value_row = row_stride(p_.value_dim);
+    const std::int64_t m = rows.end - rows.begin;
+    const std::int64_t count = keys.end - keys.begin;
+    const std::int64_t words = bits ? bits->words : 0;
+    const std::uint64_t* seen = bits ? bits->bits + rows.begin * words + keys.begin / 64 : nullptr;
+    float* acc = x_.acc + rows.begin * width_;
+    const float* next_keys = w_.keys + (n + 1) * key_floats;
+    const float* next_values = w_.values + (n + 1) * value_floats;
+    const Product scores{o_.pairs,
+                         x_.query + rows.begin * query_row,
+                         query_row,
+                         false,
+                         w_.keys + n * key_floats + keys.begin,
+                         stride,
+                         s_.s,
+                         stride,
+                         m,
+                         padded(count),
+                         o_.words(p_.head_dim),
+                         false,
+                         next_keys,
+                         fetch ? key_floats * 4 : 0};
+    const SoftmaxTile weights{o_.pairs,
+                              s_.s,
+                              stride,
+                              m,
+                              count,
+                              seen,
+                              words,
+                              {step_.plan.scale(), step_.plan.soft_cap()},
+                              x_.max + rows.begin,
+                              x_.sum + rows.begin,
+                              s_.factor};
+    k_.product(scores);
+    const Trial trial = k_.softmax_again(weights);
+    if (trial != Trial::kDone) {
+      if (trial == Trial::kSpoilt) k_.product(scores);
+      k_.softmax(weights);
+      k_.scale_rows(acc, width_, m, width_, s_.factor);
+    }
+    const float* values = w_.values + n * value_floats + o_.words(keys.begin) * value_row;
+    if (bits != nullptr && w_.finite[n] == 0) {
+      careful_product({o_.pairs, s_.s, stride, seen, words, m, count, values, value_row,
+                       p_.value_dim, acc, width_});
     } else {
-      k_.product({x_.s, stride, 1, kPanel, values, shape.keys * kPanel, x_.acc, width_, tile_.rows,
-                  width_, keys.rows, true});
+      k_.product({o_.pairs, s_.s, stride, false, values, value_row, acc, width_, m, width_,
+                  o_.words(count), true, next_values, fetch ? value_floats * 4 : 0});
     }
   }
 
@@ -208,7 +265,7 @@ class Task {
     const float sink =
         step_.sinks == nullptr ? -kInfinity<float> : static_cast<float>(step_.sinks[h_]);
     for (std::int64_t r = 0; r < tile_.rows; ++r) {
-      const auto result = finish(x_.max[r] * kLn2, x_.sum[r], sink);
+      const auto result = ringattn::finish(x_.max[r] * kLn2, x_.sum[r], sink);
       float* acc = x_.acc + r * width_;
       if (result.zero) std::fill_n(acc, p_.value_dim, 0.0F);
       const std::int64_t row = tile_.row + r;
@@ -225,12 +282,65 @@ class Task {
   const ForwardStep& step_;
   const Problem& p_;
   const Pieces& w_;
-  Scratch x_;
+  const Scratch& s_;
+  UnitScratch x_;
+  const Operands& o_;
   const KernelTable& k_;
   std::int64_t b_, h_, g_;
   Tile tile_;
   std::int64_t i_, width_, row_;
 };
+
+/// How units are spread over tasks. A plane is a (batch row, kv head): its units share keys and
+/// values, all heads of the group for one query tile, then those for the next one.
+struct Tasks {
+  std::int64_t group, planes, units, per_plane;
+
+  Tasks(const ForwardStep& step, int threads)
+      : group(step.plan.problem().query_heads / step.plan.problem().kv_heads),
+        planes(step.plan.problem().batch * step.plan.problem().kv_heads),
+        units(group * step.schedule.queries.count()),
+        per_plane(ceil_div(units, kUnits)) {
+    // Smaller tasks rather than threads without one at the end.
+    while (per_plane < units && planes * per_plane % threads != 0) ++per_plane;
+  }
+  std::int64_t count() const { return planes * per_plane; }
+
+  /// The units of a plane's task t, as even a share as there is.
+  Range of(std::int64_t t) const { return {t * units / per_plane, (t + 1) * units / per_plane}; }
+};
+
+/// A task: units of one plane past all of their key tiles.
+void run_task(const ForwardStep& step, const Pieces& w, const Operands& operands,
+              const Tasks& tasks, const Scratch& scratch, std::int64_t ticket, PassCounts& counts) {
+  // Late query tiles first: under a causal mask they are the longest.
+  const std::int64_t plane = ticket % tasks.planes;
+  const Range share = tasks.of(tasks.per_plane - 1 - ticket / tasks.planes);
+  const std::int64_t first = share.begin;
+  const std::int64_t count = share.end - share.begin;
+  std::optional<Unit> units[kUnits];
+  TileRanges ranges[kUnits];
+  Range all[2] = {{INT64_MAX, 0}, {INT64_MAX, 0}};
+  for (std::int64_t u = 0; u < count; ++u) {
+    const std::int64_t head = plane * tasks.group + (first + u) % tasks.group;
+    units[u].emplace(step, w, scratch, scratch.units[u], operands, head, (first + u) / tasks.group);
+    ranges[u] = units[u]->visited();
+    for (int run = 0; run < 2; ++run) {
+      if (ranges[u].visited[run].empty()) continue;
+      all[run].begin = std::min(all[run].begin, ranges[u].visited[run].begin);
+      all[run].end = std::max(all[run].end, ranges[u].visited[run].end);
+    }
+  }
+  for (int run = 0; run < 2; ++run) {
+    for (std::int64_t j = all[run].begin; j < all[run].end; ++j) {
+      for (std::int64_t u = 0; u < count; ++u) {
+        if (!ranges[u].visited[run].contains(j)) continue;
+        units[u]->attend(j, u == count - 1 && j + 1 < all[run].end, counts);
+      }
+    }
+  }
+  for (std::int64_t u = 0; u < count; ++u) units[u]->finish();
+}
 
 }  // namespace
 
@@ -247,7 +357,7 @@ std::size_t forward_state(const Plan& plan) {
 
 PassCounts forward(const ForwardStep& step) {
   const Problem& p = step.plan.problem();
-  const KernelTable& k = *kernels(step.plan.options().backend);
+  const Operands operands(step.plan);
   Carver carver(step.workspace);
   Pieces w = carve(step.plan, carver);
   if (!(step.first && step.last)) {
@@ -256,19 +366,14 @@ PassCounts forward(const ForwardStep& step) {
     w.max = w.acc + rows * padded(p.value_dim);
     w.sum = w.max + rows;
   }
-  pack(step, w, k);
-  const std::int64_t tiles = step.schedule.queries.count();
-  const std::int64_t planes = p.batch * p.query_heads;
-  PassCounts counts =
-      run_tickets(step.executor, planes * tiles,
-                  [&](std::int64_t worker, std::int64_t ticket, PassCounts& own) {
-                    Carver scratch({w.scratch + static_cast<std::size_t>(worker) * w.scratch_bytes,
-                                    w.scratch_bytes});
-                    // Late query tiles first: under a causal mask they are the longest.
-                    Task(step, w, carve_scratch(step.plan, scratch), k, ticket % planes,
-                         tiles - 1 - ticket / planes)
-                        .run(own);
-                  });
+  pack(step, w, operands);
+  const Tasks tasks(step, step.executor.threads());
+  PassCounts counts = run_tickets(
+      step.executor, tasks.count(), [&](std::int64_t worker, std::int64_t ticket, PassCounts& own) {
+        Carver scratch(
+            {w.scratch + static_cast<std::size_t>(worker) * w.scratch_bytes, w.scratch_bytes});
+        run_task(step, w, operands, tasks, carve_scratch(step.plan, scratch), ticket, own);
+      });
   counts.flops = flops(p, Pass::kForward, counts.pairs);
   return counts;
 }

@@ -8,27 +8,36 @@
 
 namespace ringattn::cpu {
 
-/// Matrices that feed a product are stored in panels of 16 columns: element (i, j) of a matrix of
-/// `rows` rows lies at (j / 16) * rows * 16 + i * 16 + j % 16. Columns are padded with zeros.
+/// Rows of matrices are padded with zeros to a multiple of 16 columns.
 inline constexpr std::int64_t kPanel = 16;
 
 constexpr std::int64_t padded(std::int64_t n) { return (n + kPanel - 1) / kPanel * kPanel; }
 
+/// Floats from row to row of a matrix: an odd number of cache lines, so that rows do not fall into
+/// the same cache sets.
+constexpr std::int64_t row_stride(std::int64_t columns) {
+  return ((columns + kPanel - 1) / kPanel | 1) * kPanel;
+}
+
 enum class Format : std::uint8_t { kFloat32, kBFloat16, kFloat16 };
 
-/// c[i][j] (+)= sum over k of a(i, k) * b(k, j), for i < m, j < n (a multiple of 16), k < depth.
-/// a(i, k) = a[(k / 16) * a_group + i * a_row + (k % 16) * a_step]: rows, columns or panels.
-/// b is in panels of b_group elements. c is row-major. The order of additions depends on the
-/// shape alone.
+/// c[i][j] (+)= sum over k of a(i, k) * b[k][j], for i < m, j < n (a multiple of 16), k < depth.
+/// a(i, k) = a[i * a_row + k], transposed a[k * a_row + i]. The order of additions depends on the
+/// shape alone. With `pairs` an element of a or b is a word of two bfloat16 values, whose products
+/// are both added: neighbours in the direction of k, so that depth is half as many words.
 struct Product {
+  bool pairs;
   const float* a;
-  std::int64_t a_row, a_step, a_group;
+  std::int64_t a_row;
+  bool a_transposed;
   const float* b;
-  std::int64_t b_group;
+  std::int64_t b_row;
   float* c;
   std::int64_t c_row;
   std::int64_t m, n, depth;
   bool accumulate;
+  const void* next = nullptr;  // what will be read after this, to be brought nearer meanwhile
+  std::int64_t next_bytes = 0;
 };
 
 /// How products of queries and keys become scores in units of log2. The scale is applied to the
@@ -40,7 +49,8 @@ struct Scoring {
 
 /// A tile of scores on its way to weights.
 struct SoftmaxTile {
-  float* s;  // [rows][stride]; in: products; out: weights, 0 where masked or padding
+  bool pairs;  // out: weights are bfloat16, in the first half of each row
+  float* s;    // [rows][stride]; in: products; out: weights, 0 where masked or padding
   std::int64_t stride;
   std::int64_t rows, keys;    // keys < padded(keys): the rest is masked
   const std::uint64_t* bits;  // [rows][words], or null: all visible
@@ -51,10 +61,15 @@ struct SoftmaxTile {
   float* factor;  // [rows], out: what the accumulators are to be multiplied by
 };
 
+/// Was a tile done? Not tried, or tried in vain: some reference was too small, `s` is spoilt.
+enum class Trial : std::uint8_t { kDone, kNot, kSpoilt };
+
 /// The backward's elementwise pass: P = exp2(s - lse), dS = P * (dP - delta) * slope.
 struct GradientTile {
-  float* s;   // in: products; out: P
-  float* dp;  // in: dO V^T; out: dS
+  float* s;   // in: products; out: P. With `pairs` row 2i holds words of P of rows 2i and 2i + 1
+  float* dp;  // in: dO V^T; out: dS. With `pairs` likewise
+  float* ds;  // pairs: dS again, as rows of bfloat16, [rows][ds_row]; else null
+  std::int64_t ds_row;
   std::int64_t stride;
   std::int64_t rows, keys;
   const std::uint64_t* bits;
@@ -64,26 +79,34 @@ struct GradientTile {
   const float* delta;  // [rows]
 };
 
-/// Rows of a tensor to float32 panels: dst element (i, j) = src(i, j), rows i < `rows`,
-/// columns j < `columns`, zeros up to padded(columns). `capacity`: rows of the panel matrix.
+/// Rows of a tensor to a matrix: dst[i][j] = src(i, j), rows i < `rows`, columns j < `columns`,
+/// zeros up to padded(columns). With `pairs` (kBFloat16 only) an element is the word of columns 2j
+/// and 2j + 1.
 struct Widen {
+  bool pairs;
   Format format;
   const void* src;
   std::int64_t src_row;  // elements between rows
   std::int64_t rows, columns;
   float* dst;
-  std::int64_t capacity;
+  std::int64_t dst_row;
 };
 
 struct KernelTable {
   const char* isa;
   void (*product)(const Product&);
   void (*softmax)(const SoftmaxTile&);
+  /// The same without looking for maxima, where rows have a reference and no mask. What is not done
+  /// changes nothing but `s` (and `factor`).
+  Trial (*softmax_again)(const SoftmaxTile&);
   void (*gradient)(const GradientTile&);
   /// Returns false if any element is not finite.
   bool (*widen)(const Widen&);
-  /// The same, transposed: element (j, i), as the right side of scores. Rows padded with zeros.
+  /// The same, transposed: dst[j][i], as the right side of scores; zeros up to padded(rows).
   bool (*widen_transposed)(const Widen&);
+  /// dst[i][j] = the word of src(2i, j) and src(2i + 1, j), bfloat16 only. Null: this instruction
+  /// set has no dot products of pairs, and nothing here takes `pairs`.
+  bool (*pair_rows)(const Widen&);
   /// x[i][j] *= factor[i], j < n (a multiple of 16).
   void (*scale_rows)(float* x, std::int64_t row, std::int64_t rows, std::int64_t n,
                      const float* factor);

@@ -1,26 +1,48 @@
 // SPDX-License-Identifier: Apache-2.0
 // A thin layer over the compiler's vectors: 4, 8 or 16 floats, whatever the instruction set of
-// this compilation has. Only kernels.cpp includes it, once per instruction set; everything is
-// internal to that compilation, so that no linker mixes instruction sets.
+// this compilation has. Only the kernels include it, once per instruction set, and it is the only
+// place of intrinsics; everything is internal to that compilation, so that no linker mixes
+// instruction sets.
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
-// One compilation includes this header, and must share nothing of it with another; x != x is the
-// vectors' isnan.
-// NOLINTBEGIN(google-build-namespaces, misc-definitions-in-headers, misc-redundant-expression)
+#if defined(__AVX2__)
+// gcc 12 takes the undefined operands inside its own avx512fintrin.h for mistakes.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#include <immintrin.h>
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
+#endif
+
+// One compilation includes this header, and must share nothing of it with another.
+// NOLINTBEGIN(google-build-namespaces, misc-definitions-in-headers)
 namespace ringattn::cpu {
 namespace {
 
+// kRows x kVectors accumulators, with a row of kVectors and one broadcast beside them, fill the
+// registers; each step of a product loads kRows broadcasts and kVectors vectors.
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
-constexpr int kRows = 12;  // 12 x 2 accumulators of 32 registers
+constexpr int kRows = 6;  // 24 accumulators of 32 registers: 10 loads for 24 multiply-adds
+constexpr int kVectors = 4;
 #elif defined(__AVX2__)
 constexpr int kLanes = 8;
-constexpr int kRows = 6;  // 6 x 2 accumulators of 16 registers
+constexpr int kRows = 6;  // 12 of 16: 8 loads for 12
+constexpr int kVectors = 2;
+#elif defined(__aarch64__)
+constexpr int kLanes = 4;
+constexpr int kRows = 6;  // 24 of 32
+constexpr int kVectors = 4;
 #else
 constexpr int kLanes = 4;
-constexpr int kRows = 4;  // 4 x 2 accumulators of 16 registers, multiplied and added apart
+constexpr int kRows = 4;  // 8 of 16: products and sums apart need registers too
+constexpr int kVectors = 2;
 #endif
 constexpr int kBytes = kLanes * 4;
 
@@ -41,63 +63,145 @@ inline H load(const std::uint16_t* p) {
   return x;
 }
 inline void store(float* p, F x) { __builtin_memcpy(p, &x, sizeof x); }
+inline void store(std::uint16_t* p, H x) { __builtin_memcpy(p, &x, sizeof x); }
 inline F splat(float x) { return x - F{}; }
 inline I splat_int(std::int32_t x) { return x - I{}; }
 inline F as_float(I x) { return reinterpret_cast<F>(x); }
 inline I as_int(F x) { return reinterpret_cast<I>(x); }
-inline F select(I mask, F yes, F no) {
-  return as_float((mask & as_int(yes)) | (~mask & as_int(no)));
+
+// ---- lanes chosen by a mask
+
+#if defined(__AVX512F__)
+using Lanes = __mmask16;
+inline Lanes lanes_of(std::uint32_t bits) { return static_cast<Lanes>(bits); }
+inline Lanes at_least(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+inline Lanes not_below(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ); }
+inline Lanes is_nan(F x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q); }
+inline F select(Lanes lanes, F yes, F no) { return _mm512_mask_blend_ps(lanes, no, yes); }
+inline F add_or_zero(Lanes lanes, I a, I b) {
+  return as_float(reinterpret_cast<I>(
+      _mm512_maskz_add_epi32(lanes, reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b))));
+}
+/// The larger; the second if either is NaN.
+inline F max(F a, F b) { return _mm512_max_ps(a, b); }
+#else
+using Lanes = I;
+/// All ones in lane i if bit i of `bits` is set.
+inline Lanes lanes_of(std::uint32_t bits) {
+  I one;
+  for (int i = 0; i < kLanes; ++i) one[i] = 1 << i;
+  return (splat_int(static_cast<std::int32_t>(bits)) & one) != 0;
+}
+inline Lanes at_least(F a, F b) { return a >= b; }
+inline Lanes not_below(F a, F b) { return ~(a < b); }  // NaN: yes
+inline F add_or_zero(Lanes lanes, I a, I b) { return as_float(lanes & (a + b)); }
+inline Lanes is_nan(F x) { return x != x; }  // NOLINT(misc-redundant-expression)
+#if defined(__AVX2__)
+inline F select(Lanes lanes, F yes, F no) { return _mm256_blendv_ps(no, yes, as_float(lanes)); }
+inline F max(F a, F b) { return _mm256_max_ps(a, b); }
+#else
+inline F select(Lanes lanes, F yes, F no) {
+  return as_float((lanes & as_int(yes)) | (~lanes & as_int(no)));
 }
 inline F max(F a, F b) { return select(a > b, a, b); }
+#endif
+#endif
 
-/// 0, 1, 2, ...
-inline I lane_numbers() {
-  I lanes;
-  for (int i = 0; i < kLanes; ++i) lanes[i] = i;
-  return lanes;
+// ---- across lanes
+
+template <int... kIndex>
+inline F exchange(F x, int width, std::integer_sequence<int, kIndex...>) {
+  const I index = {(kIndex ^ width)...};
+#if defined(__clang__)
+  F y;
+  for (int i = 0; i < kLanes; ++i) y[i] = x[index[i]];
+  return y;
+#else
+  return __builtin_shuffle(x, index);
+#endif
 }
 
-/// All ones in lane i if bit i of `bits` is set.
-inline I expand(std::uint32_t bits) {
-  const I one = splat_int(1) << lane_numbers();
-  return (splat_int(static_cast<std::int32_t>(bits)) & one) != 0;
+/// Lane i takes lane i ^ width.
+inline F exchange(F x, int width) {
+  return exchange(x, width, std::make_integer_sequence<int, kLanes>());
 }
 
 /// Fixed order: halves, quarters, ...
 inline float sum_lanes(F x) {
-  float lane[kLanes];
-  store(lane, x);
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
-  }
-  return lane[0];
+#pragma GCC unroll 4
+  for (int width = kLanes / 2; width > 0; width /= 2) x += exchange(x, width);
+  return x[0];
 }
 
 inline float max_lanes(F x) {
-  float lane[kLanes];
-  store(lane, x);
-  for (int i = 1; i < kLanes; ++i) lane[0] = lane[0] > lane[i] ? lane[0] : lane[i];
-  return lane[0];
+#pragma GCC unroll 4
+  for (int width = kLanes / 2; width > 0; width /= 2) x = max(x, exchange(x, width));
+  return x[0];
 }
 
-/// 2^x, relative error below 1.3e-7; 0 below 2^-125, NaN for NaN; x < 128. Minimax polynomial of
-/// degree 6 on [-1/2, 1/2] (own fit, 1.9e-9), exponent by integer addition.
+template <int... kIndex>
+inline void interleave(F a, F b, F& low, F& high, std::integer_sequence<int, kIndex...>) {
+  low = __builtin_shufflevector(a, b, (kIndex / 2 + kIndex % 2 * kLanes)...);
+  high = __builtin_shufflevector(a, b, (kLanes / 2 + kIndex / 2 + kIndex % 2 * kLanes)...);
+}
+
+/// Rows to columns: log2(kLanes) perfect shuffles of the whole block.
+inline void transpose(F (&x)[kLanes]) {
+#pragma GCC unroll 4
+  for (int round = 1; round < kLanes; round *= 2) {
+    F y[kLanes];
+#pragma GCC unroll 8
+    for (int i = 0; i < kLanes / 2; ++i) {
+      interleave(x[i], x[i + kLanes / 2], y[2 * i], y[2 * i + 1],
+                 std::make_integer_sequence<int, kLanes>());
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) x[i] = y[i];
+  }
+}
+
+// ---- functions
+
+/// 2^x for n vectors, relative error below 1.3e-7; 0 below 2^-125; x < 128. NaN for a NaN whose low
+/// 9 bits are 0, as packing and the arithmetic make them. Minimax polynomial of degree 6 on
+/// [-1/2, 1/2] (own fit, 1.9e-9), exponent by integer addition: that costs half a vscalefps, and on
+/// some machines none of the pipes that multiply. Each line is done for all vectors before the
+/// next, because one vector alone waits for itself.
+template <int n>
+inline void exp2(F (&x)[n]) {
+  constexpr float kPolynomial[] = {0.0013399930903688073F, 0.009618489071726799F,
+                                   0.05550328642129898F,   0.24022646248340607F,
+                                   0.6931471824645996F,    1.0F};
+  // 1.5 * 2^23: its addition rounds to an integer, in the low bits; its own bits leave by the
+  // shift.
+  const F magic = splat(12582912.0F);
+  Lanes normal[n];
+  F shifted[n];
+  F r[n];
+  F p[n];
+#pragma GCC unroll 8
+  for (int i = 0; i < n; ++i) shifted[i] = x[i] + magic;
+#pragma GCC unroll 8
+  for (int i = 0; i < n; ++i) normal[i] = not_below(x[i], splat(-125.0F));
+#pragma GCC unroll 8
+  for (int i = 0; i < n; ++i) r[i] = shifted[i] - magic;
+#pragma GCC unroll 8
+  for (int i = 0; i < n; ++i) r[i] = x[i] - r[i];
+#pragma GCC unroll 8
+  for (int i = 0; i < n; ++i) p[i] = splat(0.0001534581242594868F);
+#pragma GCC unroll 8
+  for (const float coefficient : kPolynomial) {
+#pragma GCC unroll 8
+    for (int i = 0; i < n; ++i) p[i] = p[i] * r[i] + coefficient;
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < n; ++i) x[i] = add_or_zero(normal[i], as_int(p[i]), as_int(shifted[i]) << 23);
+}
+
 inline F exp2(F x) {
-  const F magic = splat(12582912.0F);  // 1.5 * 2^23: its addition rounds to an integer
-  const I tiny = x < -125.0F;
-  const F clamped = select(tiny, splat(-125.0F), x);
-  const F shifted = clamped + magic;
-  const I n = as_int(shifted) - as_int(magic);
-  const F r = clamped - (shifted - magic);
-  F p = splat(0.0001534581242594868F);
-  p = p * r + 0.0013399930903688073F;
-  p = p * r + 0.009618489071726799F;
-  p = p * r + 0.05550328642129898F;
-  p = p * r + 0.24022646248340607F;
-  p = p * r + 0.6931471824645996F;
-  p = p * r + 1.0F;
-  const F y = as_float(as_int(p) + (n << 23));
-  return select(x != x, x, select(tiny, F{}, y));
+  F one[1] = {x};
+  exp2(one);
+  return one[0];
 }
 
 /// tanh x, relative error below 4e-7, NaN for NaN. An odd polynomial near 0 (own minimax fit,
@@ -112,11 +216,12 @@ inline F tanh(F x) {
   p = p * x2 + 0.1333083063364029F;
   p = p * x2 + -0.3333325982093811F;
   const F near = x + x * x2 * p;
-  const F bounded = select(magnitude > 20.0F, splat(20.0F), magnitude);
+  const F bounded = select(at_least(magnitude, splat(20.0F)), splat(20.0F), magnitude);
   const F e = exp2(bounded * 2.885390081777927F);  // 2 log2 e
   const F far = 1.0F - 2.0F / (e + 1.0F);
-  const F y = select(magnitude < 0.625F, near, as_float(as_int(far) | (as_int(x) & sign)));
-  return select(x != x, x, y);
+  const F signed_far = as_float(as_int(far) | (as_int(x) & sign));
+  const F y = select(at_least(magnitude, splat(0.625F)), signed_far, near);
+  return select(is_nan(x), x, y);
 }
 
 /// 16-bit formats to float, exactly; subnormals, infinities and NaN included.
@@ -126,14 +231,50 @@ inline F widen_bf16(const std::uint16_t* p) {
 }
 
 inline F widen_f16(const std::uint16_t* p) {
+#if defined(__AVX512F__)
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__AVX2__)
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
   const U h = __builtin_convertvector(load(p), U);
   const U magnitude = (h & 0x7FFFU) << 13;
   const F scaled = reinterpret_cast<F>(magnitude) * 0x1p112F;  // moves the exponent's bias
   const U special = reinterpret_cast<U>((h & 0x7C00U) == 0x7C00U) & 0x7F800000U;
   const U bits = reinterpret_cast<U>(scaled) | special | (h & 0x8000U) << 16;
   return reinterpret_cast<F>(bits);
+#endif
 }
+
+// ---- pairs of bfloat16
+
+#if defined(__AVX512BF16__)
+#define RINGATTN_PAIRS 1
+
+/// sum + the products of both halves of each word.
+inline F dot(F sum, F a, F b) {
+  return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+}
+
+/// The 2 * kLanes values of `low`, then `high`, rounded.
+inline F round_to_bf16(F low, F high) {
+  return reinterpret_cast<F>(_mm512_cvtne2ps_pbh(high, low));
+}
+
+/// Words: `even` in the lower halves, `odd` in the upper ones.
+inline F interleave_bf16(F even, F odd) {
+  const auto order = reinterpret_cast<__m512i>(
+      U{0x100000, 0x110001, 0x120002, 0x130003, 0x140004, 0x150005, 0x160006, 0x170007, 0x180008,
+        0x190009, 0x1A000A, 0x1B000B, 0x1C000C, 0x1D000D, 0x1E000E, 0x1F000F});
+  const auto both = reinterpret_cast<__m512i>(round_to_bf16(even, odd));
+  return reinterpret_cast<F>(_mm512_permutexvar_epi16(order, both));
+}
+
+inline void store_half(std::uint16_t* p, F x) {
+  const __m256bh narrow = _mm512_cvtneps_pbh(x);
+  __builtin_memcpy(p, &narrow, sizeof narrow);
+}
+#endif
 
 }  // namespace
 }  // namespace ringattn::cpu
-// NOLINTEND(google-build-namespaces, misc-definitions-in-headers, misc-redundant-expression)
+// NOLINTEND(google-build-namespaces, misc-definitions-in-headers)

@@ -5,8 +5,8 @@
 
 #include <algorithm>
 #include <fstream>
-#include <map>
 #include <numeric>
+#include <utility>
 
 #include "bench_check.h"
 #include "case_input.h"
@@ -21,110 +21,127 @@
 namespace ringattn::tool {
 namespace {
 
-using Milliseconds = std::vector<double>;
+/// One timed run, and the peak beside it.
+struct Sample {
+  double ms;
+  double peak;  // GFLOP/s
+};
+using Samples = std::vector<Sample>;
 
 // Without --repeats: until this long has passed, within these numbers.
 constexpr double kSteadyMs = 2000.0;
 constexpr int kFewest = 5;
 constexpr int kMost = 200;
 
-double quantile(Milliseconds times, double share) {
-  std::sort(times.begin(), times.end());
-  const double at = share * static_cast<double>(times.size() - 1);
+double quantile(std::vector<double> values, double share) {
+  std::sort(values.begin(), values.end());
+  const double at = share * static_cast<double>(values.size() - 1);
   const auto below = static_cast<std::size_t>(at);
-  const std::size_t above = std::min(below + 1, times.size() - 1);
-  return times[below] + (at - static_cast<double>(below)) * (times[above] - times[below]);
+  const std::size_t above = std::min(below + 1, values.size() - 1);
+  return values[below] + (at - static_cast<double>(below)) * (values[above] - values[below]);
 }
 
-bool enough(const Milliseconds& times, int repeats) {
-  const auto n = static_cast<int>(times.size());
+/// A quantile of f(sample).
+template <class F>
+double quantile(const Samples& samples, double share, F f) {
+  std::vector<double> values;
+  for (const Sample& s : samples) values.push_back(f(s));
+  return quantile(std::move(values), share);
+}
+
+bool enough(const Samples& samples, int repeats) {
+  const auto n = static_cast<int>(samples.size());
   if (repeats > 0) return n >= repeats;
   double sum = 0.0;
-  for (double t : times) sum += t;
+  for (const Sample& s : samples) sum += s.ms;
   return n >= kMost || (n >= kFewest && sum >= kSteadyMs);
 }
 
-/// Times one pass; the first run warms up and is not counted.
-template <class Pass>
-Milliseconds time_pass(const Settings& settings, Progress& progress, const std::string& what,
-                       const Pass& pass) {
-  Milliseconds times;
-  pass();
-  while (!enough(times, settings.repeats)) {
-    progress.set(what, static_cast<int>(times.size()),
-                 settings.repeats > 0 ? settings.repeats : kFewest);
-    times.push_back(pass());
-  }
-  return times;
-}
+/// What the multipliers are asked beside each sample.
+struct PeakOf {
+  std::string isa;
+  int threads;
+  DType dtype;
+  Communicator* processes;  // null: there is only this one
 
-/// Peaks by instruction set and threads, each measured once per run of the tool.
-class Peaks {
- public:
-  double of(const std::string& isa, int threads) {
-    auto [entry, fresh] = known_.try_emplace({isa, threads}, 0.0);
-    if (fresh) entry->second = support::peak_gflops(isa, threads);
-    return entry->second;
+  /// Of all processes at once.
+  double sample() const {
+    const double own = support::peak_sample(isa, threads, dtype);
+    if (processes == nullptr) return own;
+    const std::vector<double> all = support::gather_all(*processes, own);
+    return std::accumulate(all.begin(), all.end(), 0.0);
   }
-
- private:
-  std::map<std::pair<std::string, int>, double> known_;
 };
+
+/// Times one pass; the first run warms up and is not counted. Clocks change from one moment to the
+/// next, so each run is compared with the peak right before and after it.
+template <class Pass>
+Samples time_pass(const Settings& settings, Progress& progress, const PeakOf& peak,
+                  const std::string& what, const Pass& pass) {
+  Samples samples;
+  pass();
+  peak.sample();
+  double before = peak.sample();
+  while (!enough(samples, settings.repeats)) {
+    progress.set(what, static_cast<int>(samples.size()),
+                 settings.repeats > 0 ? settings.repeats : kFewest);
+    const double ms = pass();
+    const double after = peak.sample();
+    samples.push_back({ms, std::max(before, after)});
+    before = after;
+  }
+  return samples;
+}
 
 struct Bench {
   const Settings& settings;
   Communicator* processes;  // null: a ring of threads
   Progress progress;
-  Peaks peaks;
   nlohmann::json results = nlohmann::json::array();
 
   Bench(const Settings& s, Communicator* ring) : settings(s), processes(ring), progress(!s.quiet) {}
 
-  void add(const support::Case& c, const char* pass, const Milliseconds& times,
+  void add(const support::Case& c, const char* pass, const Samples& samples,
            const support::RingResult& result, const std::vector<PassCounts>& ranks,
-           double max_error, int threads) {
+           double max_error, const PeakOf& peak) {
     const PassCounts sum = total(ranks);
-    const double median = quantile(times, 0.5);
-    const double gflops = median > 0.0 ? static_cast<double>(sum.flops) / median / 1e6 : 0.0;
-    const std::string isa = isa_of(settings, result.backend);
-    const double peak = peak_of_all(isa, threads);
-    results.push_back({{"case", support::to_string(c)},
-                       {"pass", pass},
-                       {"backend", result.backend},
-                       {"isa", isa},
-                       {"threads", threads},
-                       {"ring", c.ring},
-                       {"ms_median", median},
-                       {"ms_p10", quantile(times, 0.1)},
-                       {"ms_p90", quantile(times, 0.9)},
-                       {"repeats", times.size()},
-                       {"gflops", gflops},
-                       {"peak_gflops", peak},
-                       {"peak_share", gflops / peak},
-                       {"hops", sum.hops},
-                       {"bytes_sent", sum.bytes},
-                       {"max_error", max_error}});
-  }
-
-  /// Of all processes at once.
-  double peak_of_all(const std::string& isa, int threads) {
-    const double own = peaks.of(isa, threads);
-    if (processes == nullptr) return own;
-    const std::vector<double> all = support::gather_all(*processes, own);
-    return std::accumulate(all.begin(), all.end(), 0.0);
+    const auto flops = static_cast<double>(sum.flops);
+    const auto ms = [](const Sample& s) { return s.ms; };
+    const auto share = [&](const Sample& s) { return flops / s.ms / 1e6 / s.peak; };
+    const double median = quantile(samples, 0.5, ms);
+    results.push_back(
+        {{"case", support::to_string(c)},
+         {"pass", pass},
+         {"backend", result.backend},
+         {"isa", peak.isa},
+         {"threads", peak.threads},
+         {"ring", c.ring},
+         {"ms_median", median},
+         {"ms_p10", quantile(samples, 0.1, ms)},
+         {"ms_p90", quantile(samples, 0.9, ms)},
+         {"repeats", samples.size()},
+         {"flops", sum.flops},
+         {"gflops", median > 0.0 ? flops / median / 1e6 : 0.0},
+         {"peak_gflops", quantile(samples, 0.5, [](const Sample& s) { return s.peak; })},
+         {"peak_share", quantile(samples, 0.5, share)},
+         {"peak_share_p90", quantile(samples, 0.9, share)},
+         {"hops", sum.hops},
+         {"bytes_sent", sum.bytes},
+         {"max_error", max_error}});
   }
 
   template <class Job>
   void time(const support::Case& c, Job& job, double max_error, int threads) {
-    const Milliseconds forward =
-        time_pass(settings, progress, "forward ", [&] { return job.forward(); });
-    Milliseconds backward;
+    const PeakOf peak{isa_of(settings, job.summary().backend), threads, c.dtype, processes};
+    const Samples forward =
+        time_pass(settings, progress, peak, "forward ", [&] { return job.forward(); });
+    Samples backward;
     if (c.backward) {
-      backward = time_pass(settings, progress, "backward", [&] { return job.backward(); });
+      backward = time_pass(settings, progress, peak, "backward", [&] { return job.backward(); });
     }
     const support::RingResult result = job.summary();
-    add(c, "forward", forward, result, result.forward, max_error, threads);
-    if (c.backward) add(c, "backward", backward, result, result.backward, max_error, threads);
+    add(c, "forward", forward, result, result.forward, max_error, peak);
+    if (c.backward) add(c, "backward", backward, result, result.backward, max_error, peak);
   }
 
   void run(const support::Case& c) {

@@ -1,0 +1,200 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""The table of bars of the CPU backend: `make bench-cpu`. Every row is measured in several processes of `ringattn
+bench`, each run beside the multiply-add peak of the same instruction set and number of threads; figures are medians over
+processes. Rows that need what this machine lacks say so. With --jax-python and --torch-python the peers of peer.py
+take turns with us. Writes JSON, and a drawing of every row against its bar."""
+import argparse, json, math, os, statistics, subprocess, sys
+from dataclasses import dataclass, field
+
+from figure import draw
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+@dataclass
+class Row:
+    """One line of the table: cases of `ringattn bench`, and how their results become a figure."""
+    name: str
+    bar: float
+    cases: list                     # share of peak: one case; ratios: two, (case, options) each
+    which: str = 'forward'          # the pass
+    isa: str = 'avx512'
+    threads: tuple = (1,)
+    ratio: str = ''                 # '': share of the peak; 'rate', 'time', 'overhead': of two cases
+    unit: str = '%'
+
+
+def rows():
+    out = []
+    for isa in ('avx512', 'avx2'):
+        for d, bar_f, bar_b in ((64, 80, 78), (128, 84, 80)):
+            out.append(Row(f'forward f32 D{d} {isa}', bar_f, [f'sq2048_h8_d{d}'], 'forward', isa))
+            out.append(Row(f'backward f32 D{d} {isa}', bar_b, [f'sq2048_h8_d{d}_bwd'], 'backward', isa))
+    for d, bar_f, bar_b in ((64, 73, 70), (128, 80, 75)):
+        out.append(Row(f'forward bf16 D{d}, dot products', bar_f, [f'sq2048_h8_d{d}_bf16'], 'forward', 'avx512_bf16'))
+        out.append(Row(f'backward bf16 D{d}, dot products', bar_b, [f'sq2048_h8_d{d}_bf16_bwd'], 'backward',
+                       'avx512_bf16'))
+    for t in ('bf16', 'f16'):
+        out.append(Row(f'forward {t} D128 avx2, widened', 77, [f'sq2048_h8_d128_{t}'], 'forward', 'avx2'))
+        out.append(Row(f'forward {t} D128 avx512, widened', 77, [f'sq2048_h8_d128_{t}'], 'forward', 'avx512'))
+    for p in ('forward', 'backward'):
+        b = '_bwd' if p == 'backward' else ''
+        out.append(Row(f'causal 4k / full, {p}', 90, [f'sq4096_h2_d64_causal{b}', f'sq4096_h2_d64{b}'], p,
+                       ratio='rate'))
+        out.append(Row(f'window 1024 of 8k / full, {p}', 80,
+                       [f'sq8192_h1_d64_causal_w1023,0{b}', f'sq8192_h1_d64{b}'], p, ratio='rate'))
+        for h in (8, 1):
+            case = f'sq4096_h{h}_d64{b}'
+            out.append(Row(f'two cores / one, H{h}, {p}', 190, [case, case], p, threads=(2, 1), ratio='rate'))
+        out.append(Row(f'GQA 8/2 / MHA, {p}', 100, [f'sq2048_h8x2_d64{b}', f'sq2048_h8_d64{b}'], p, ratio='rate'))
+        for r in (2, 4, 8):
+            case = f'sq8192_h1_d128{b}'
+            out.append(Row(f'ring of {r} / one rank, time, {p}', 105, [f'{case}_r{r}', case], p, threads=(2, 2),
+                           ratio='time'))
+    out.append(Row('S128 H8 D64: time over peak', 60, ['sq128_h8_d64'], ratio='overhead', unit='us'))
+    return out
+
+
+@dataclass
+class Bench:
+    tool: str
+    wrapper: list
+    repeats: int
+    runs: list = field(default_factory=list)
+
+    def pass_of(self, case, row, threads):
+        """One process: the result of the row's pass."""
+        pin = ['taskset', '-c', ','.join(map(str, sorted(os.sched_getaffinity(0))[:threads]))]
+        repeats = 200 if row.ratio == 'overhead' else self.repeats
+        command = [*self.wrapper, *pin, self.tool, 'bench', case, '--isa', row.isa, '--threads', str(threads), '--repeats',
+                   str(repeats), '--quiet', '--json']
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stderr.strip())
+        result = next(r for r in json.loads(done.stdout)['results'] if r['pass'] == row.which)
+        self.runs.append(result)
+        return result
+
+    def figure(self, row):
+        """One process per case, and the row's figure from them."""
+        threads = row.threads if len(row.threads) > 1 else row.threads * 2
+        got = [self.pass_of(case, row, t) for case, t in zip(row.cases, threads)]
+        if row.ratio == '':
+            return 100 * got[0]['peak_share']
+        if row.ratio == 'overhead':
+            return got[0]['ms_median'] * 1e3 - got[0]['flops'] / got[0]['peak_gflops'] * 1e-3
+        if row.ratio == 'time':
+            return 100 * got[0]['ms_median'] / got[1]['ms_median']
+        # Clocks change between the two: compare shares of the peak of one thread.
+        a, b = (g['peak_share'] * t for g, t in zip(got, threads))
+        return 100 * (a / b if row.threads == (1,) else got[0]['gflops'] / got[1]['gflops'])
+
+
+def why_not(row, isas, cores):
+    if row.isa not in isas:
+        return f'this machine has no {row.isa} (it has {", ".join(isas)})'
+    if max(row.threads) > cores:
+        return f'needs {max(row.threads)} cores, there are {cores}'
+    return ''
+
+
+def met(row, figure):
+    return figure <= row.bar if row.ratio in ('time', 'overhead') else figure >= row.bar
+
+
+def peers(args, bench):
+    """Ours and the peers' milliseconds for every cell; geometric means of the speed-ups."""
+    cells = []
+    for dtype in ('f32', 'bf16'):
+        for d in (64, 128):
+            for mask in ('full', 'causal'):
+                cells.append((f'sq2048_h8_d{d}' + (f'_{dtype}' if dtype != 'f32' else '') +
+                              ('_causal' if mask == 'causal' else '') + '_bwd', d, dtype, mask))
+    table = []
+    for case, d, dtype, mask in cells:
+        ours = {'forward': [], 'backward': []}
+        theirs = {}
+        for _ in range(args.peer_processes):
+            for p in ours:
+                row = Row('', 0, [case], p, args.isas[0])
+                ours[p].append(bench.pass_of(case, row, 1)['ms_median'])
+            for peer, python in (('jax', args.jax_python), ('torch', args.torch_python)):
+                if not python:
+                    continue
+                cpu = str(min(os.sched_getaffinity(0)))
+                done = subprocess.run([*bench.wrapper, 'taskset', '-c', cpu, python, os.path.join(HERE, 'peer.py'), peer,
+                                       '2048', '8', str(d), dtype, mask], capture_output=True, text=True)
+                if done.returncode:
+                    theirs.setdefault(peer, {})['error'] = done.stderr.strip().splitlines()[-1:] or ['failed']
+                    continue
+                for p, ms in json.loads(done.stdout.splitlines()[-1]).items():
+                    theirs.setdefault(peer, {}).setdefault(p, []).append(ms)
+        for peer, got in theirs.items():
+            if 'error' in got:
+                print(f'{peer:6} {case:34} {got["error"][0]}')
+                continue
+            for p in ours:
+                a, b = statistics.median(ours[p]), statistics.median(got[p])
+                table.append(dict(peer=peer, case=case, dtype=dtype, mask=mask, **{'pass': p}, ours_ms=a, peer_ms=b,
+                                  speedup=b / a))
+                print(f'{peer:6} {case:34} {p:9} {a:9.2f} ms {b:9.2f} ms  {b / a:6.2f} x', flush=True)
+    for peer in ('jax', 'torch'):
+        ups = [c['speedup'] for c in table if c['peer'] == peer]
+        if ups:
+            print(f'{peer}: geometric mean {math.exp(statistics.mean(map(math.log, ups))):.2f} x, least {min(ups):.2f} x')
+        else:
+            print(f'{peer}: not measured; give --{peer}-python a Python that has it')
+    return table
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('tool', help='the program ringattn')
+    p.add_argument('--processes', type=int, default=5)
+    p.add_argument('--peer-processes', type=int, default=3)
+    p.add_argument('--repeats', type=int, default=5, help='timed runs in each process')
+    p.add_argument('--rows', default='', help='only rows whose name contains this')
+    p.add_argument('--json', help='write every result here')
+    p.add_argument('--svg', help='write the drawing here')
+    p.add_argument('--wrapper', default='', help='run every measurement by this command')
+    p.add_argument('--jax-python', help='a Python that has jax: compares with it')
+    p.add_argument('--torch-python', help='a Python that has torch: compares with it')
+    p.add_argument('--peers-only', action='store_true')
+    a = p.parse_args()
+    info = json.loads(subprocess.run([a.tool, 'info', '--json'], capture_output=True, text=True, check=True).stdout)
+    a.isas = next(b['instruction_sets'] for b in info['backends'] if b['name'] == 'cpu')
+    cores = len(os.sched_getaffinity(0))
+    bench = Bench(a.tool, a.wrapper.split(), a.repeats)
+    wanted = [] if a.peers_only else [r for r in rows() if a.rows in r.name]
+    figures = {r.name: [] for r in wanted}
+    reasons = {r.name: why_not(r, a.isas, cores) for r in wanted}
+    for _ in range(a.processes):  # rows take turns, so that a bad minute meets them all
+        for r in wanted:
+            if not reasons[r.name]:
+                figures[r.name].append(bench.figure(r))
+    table = []
+    for r in wanted:
+        got = figures[r.name]
+        line = dict(row=r.name, bar=r.bar, unit=r.unit, isa=r.isa, cases=r.cases, least_is_best=r.ratio in ('time', 'overhead'))
+        if got:
+            line.update(figure=statistics.median(got), low=min(got), high=max(got), met=met(r, statistics.median(got)))
+            verdict = 'met' if line['met'] else 'missed'
+            print(f'{r.name:38} {line["figure"]:7.1f} {r.unit:2} ({line["low"]:.1f} to {line["high"]:.1f})  bar {r.bar:4} '
+                  f'{verdict}')
+        else:
+            line.update(reason=reasons[r.name])
+            print(f'{r.name:38} not measured: {reasons[r.name]}')
+        table.append(line)
+    versus = peers(a, bench) if a.jax_python or a.torch_python else []
+    if a.json:
+        with open(a.json, 'w') as f:
+            json.dump(dict(device=info['devices'][0], version=info['version'], processes=a.processes, table=table,
+                           peers=versus, runs=bench.runs), f, indent=1)
+    if a.svg:
+        with open(a.svg, 'w') as f:
+            f.write(draw(table))
+
+
+if __name__ == '__main__':
+    sys.exit(main())

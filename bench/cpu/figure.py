@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Draws the table of bars: each row's figure and spread as a part of the machine's limit, and the bar it has to reach."""
+from html import escape
+
+WIDTH, LEFT, STEP, TOP = 760, 270, 20, 34
+
+
+def draw(table):
+    """SVG of the rows that are shares of the multiply-add peak (the roof, 100 %) or of another rate."""
+    lines = [t for t in table if 'figure' in t and t['unit'] == '%']
+    height = TOP + STEP * len(lines) + 30
+    most = 200.0
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" '
+           f'font-size="11">', f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
+           '<text x="8" y="16" font-weight="bold">Share of the limit: the peak of the same run, or the other rate of '
+           'the row</text>']
+
+    def x(v):
+        return LEFT + (WIDTH - LEFT - 60) * min(v, most) / most
+
+    for tick in (0, 50, 100, 150, 200):
+        roof = 2 if tick == 100 else 0.5
+        out.append(f'<line x1="{x(tick):.1f}" y1="{TOP - 8}" x2="{x(tick):.1f}" y2="{height - 24}" stroke="#888" '
+                   f'stroke-width="{roof}"/><text x="{x(tick):.1f}" y="{height - 10}" text-anchor="middle">{tick} %</text>')
+    for i, t in enumerate(lines):
+        y = TOP + STEP * i
+        colour = '#2a7f3f' if t['met'] else '#b5482a'
+        out.append(f'<text x="{LEFT - 6}" y="{y + 11}" text-anchor="end">{escape(t["row"])}</text>'
+                   f'<rect x="{LEFT}" y="{y + 2}" width="{x(t["figure"]) - LEFT:.1f}" height="11" fill="{colour}"/>'
+                   f'<line x1="{x(t["low"]):.1f}" y1="{y + 7.5}" x2="{x(t["high"]):.1f}" y2="{y + 7.5}" stroke="black"/>'
+                   f'<line x1="{x(t["bar"]):.1f}" y1="{y}" x2="{x(t["bar"]):.1f}" y2="{y + 15}" stroke="#1a3c8c" '
+                   f'stroke-width="2.5"/>'
+                   f'<text x="{WIDTH - 54}" y="{y + 11}">{t["figure"]:.0f} %</text>')
+    return '\n'.join(out) + '\n</svg>\n'

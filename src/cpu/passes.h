@@ -1,0 +1,331 @@
+// SPDX-License-Identifier: Apache-2.0
+// The elementwise passes over a tile of scores: softmax and its gradient. For kernels.cpp alone.
+#pragma once
+
+#include "cpu/kernels.h"
+#include "cpu/simd.h"
+
+// NOLINTBEGIN(google-build-namespaces, misc-definitions-in-headers)
+namespace ringattn::cpu {
+namespace {
+
+constexpr float kLog2e = 1.4426950408889634F;
+constexpr float kMinusInfinity = -__builtin_inff();
+
+/// Weights may be as large as 2^kSlack before the reference of a row moves.
+constexpr float kSlack = 8.0F;
+
+/// Weights and sums that are this large come from a reference that is too small.
+constexpr float kTooLarge = 0x1p40F;
+
+/// Vectors that take their exponentials together.
+constexpr int kTogether = 4;
+
+/// The visible lanes of columns [j, j + kLanes) of a row.
+inline Lanes visible(const std::uint64_t* bits, std::int64_t j, std::int64_t keys) {
+  std::uint32_t lanes = ~0U;
+  if (bits != nullptr) lanes = static_cast<std::uint32_t>(bits[j / 64] >> (j % 64));
+  if (keys - j < kLanes) lanes &= (1U << (keys > j ? keys - j : 0)) - 1U;
+  return lanes_of(lanes);
+}
+
+/// All columns of a row that need no mask.
+inline std::int64_t unmasked(const std::uint64_t* bits, std::int64_t keys) {
+  return bits != nullptr ? 0 : keys / kLanes * kLanes;
+}
+
+inline const std::uint64_t* row_bits(const std::uint64_t* bits, std::int64_t words,
+                                     std::int64_t row) {
+  return bits == nullptr ? nullptr : bits + row * words;
+}
+
+/// Scoring as two factors: x * inner, then through tanh, times outer; without a cap only inner.
+struct Units {
+  F inner;
+  F outer;
+
+  explicit Units(const Scoring& s)
+      : inner(splat(s.cap == 0.0F ? s.scale * kLog2e : s.scale / s.cap)),
+        outer(splat(s.cap * kLog2e)) {}
+};
+
+// ---- softmax
+
+/// Without a cap and with a scale that keeps the order of products, a row's maximum is that of its
+/// products, and one multiply-add takes a product to its exponent. Otherwise scores are written
+/// back first.
+inline bool products_are_ordered(const Scoring& s) { return s.cap == 0.0F && s.scale > 0.0F; }
+
+/// The largest product of the visible columns of a row. Hidden ones become -inf.
+inline float top_product(float* s, const std::uint64_t* bits, std::int64_t keys) {
+  const std::int64_t free = unmasked(bits, keys);
+  F top = splat(kMinusInfinity);
+  std::int64_t j = 0;
+  for (; j < free; j += kLanes) top = max(top, load(s + j));
+  for (; j < padded(keys); j += kLanes) {
+    const F x = select(visible(bits, j, keys), load(s + j), splat(kMinusInfinity));
+    store(s + j, x);
+    top = max(top, x);
+  }
+  return max_lanes(top);
+}
+
+/// Scales, caps and masks one row in place; its maximum.
+template <bool kCap>
+float top_score(float* s, const std::uint64_t* bits, std::int64_t keys, const Units& units) {
+  const std::int64_t free = unmasked(bits, keys);
+  F top = splat(kMinusInfinity);
+  for (std::int64_t j = 0; j < padded(keys); j += kLanes) {
+    F x = load(s + j) * units.inner;
+    if constexpr (kCap) x = units.outer * tanh(x);
+    if (j >= free) x = select(visible(bits, j, keys), x, splat(kMinusInfinity));
+    store(s + j, x);
+    top = max(top, x);
+  }
+  return max_lanes(top);
+}
+
+/// s = exp2(s * factor - shift) for n vectors from column j; adds them to the sum. With kPairs they
+/// go to where columns of bfloat16 lie.
+template <bool kPairs, int n>
+inline void weigh(float* s, std::int64_t j, F factor, F shift, F& sum) {
+  F x[n];
+#pragma GCC unroll 8
+  for (int i = 0; i < n; ++i) x[i] = load(s + j + i * kLanes) * factor - shift;
+  exp2(x);
+#pragma GCC unroll 8
+  for (int i = 0; i < n; ++i) sum += x[i];
+#if defined(RINGATTN_PAIRS)
+  if constexpr (kPairs && n == 1) {
+    store_half(reinterpret_cast<std::uint16_t*>(s) + j, x[0]);
+    return;
+  } else if constexpr (kPairs) {
+#pragma GCC unroll 8
+    for (int i = 0; i < n; i += 2) store(s + j / 2 + i / 2 * kLanes, round_to_bf16(x[i], x[i + 1]));
+    return;
+  }
+#endif
+#pragma GCC unroll 8
+  for (int i = 0; i < n; ++i) store(s + j + i * kLanes, x[i]);
+}
+
+/// The same for a row of n columns; its sum.
+template <bool kPairs>
+inline float weigh_row(float* s, std::int64_t n, F factor, F shift) {
+  F sum{};
+  std::int64_t j = 0;
+  for (; j + kTogether * kLanes <= n; j += kTogether * kLanes) {
+    weigh<kPairs, kTogether>(s, j, factor, shift, sum);
+  }
+  for (; j < n; j += kLanes) weigh<kPairs, 1>(s, j, factor, shift, sum);
+  return sum_lanes(sum);
+}
+
+/// The largest scores of rows [begin, begin + rows), in log2 units; scores are then ready for
+/// weigh_row with the factor that is returned.
+inline F top_of_rows(const SoftmaxTile& t, const Units& units, std::int64_t begin,
+                     std::int64_t rows, float* top) {
+  const bool ordered = products_are_ordered(t.scoring);
+  for (std::int64_t i = 0; i < rows; ++i) {
+    float* s = t.s + (begin + i) * t.stride;
+    const std::uint64_t* bits = row_bits(t.bits, t.words, begin + i);
+    if (ordered) {
+      top[i] = top_product(s, bits, t.keys) * units.inner[0];
+    } else if (t.scoring.cap == 0.0F) {
+      top[i] = top_score<false>(s, bits, t.keys, units);
+    } else {
+      top[i] = top_score<true>(s, bits, t.keys, units);
+    }
+  }
+  return ordered ? units.inner : splat(1.0F);
+}
+
+/// kLanes rows at a time: their maxima and factors are one vector, and no row's exponentials wait
+/// for the maximum of the row before.
+template <bool kPairs>
+void softmax_of(const SoftmaxTile& t) {
+  const Units units(t.scoring);
+  for (std::int64_t begin = 0; begin < t.rows; begin += kLanes) {
+    const std::int64_t rows = t.rows - begin < kLanes ? t.rows - begin : kLanes;
+    float top[kLanes] = {};
+    float old[kLanes] = {};
+    float shift[kLanes];
+    float rescale[kLanes];
+    const F factor = top_of_rows(t, units, begin, rows, top);
+    for (std::int64_t i = 0; i < rows; ++i) old[i] = t.max[begin + i];
+    // A maximum that grows by little stays the reference: nothing has to be multiplied then. If the
+    // new one is NaN, the sum will say so.
+    const F before = load(old);
+    const F now = select(at_least(load(top), before + kSlack), load(top), before);
+    const F against =
+        select(at_least(splat(kMinusInfinity), now), F{}, now);  // merge.h: reference()
+    store(shift, against);
+    store(rescale, select(at_least(before, now), splat(1.0F), exp2(before - against)));
+    store(top, now);
+    for (std::int64_t i = 0; i < rows; ++i) {
+      const float sum =
+          weigh_row<kPairs>(t.s + (begin + i) * t.stride, padded(t.keys), factor, splat(shift[i]));
+      t.factor[begin + i] = rescale[i];
+      t.sum[begin + i] = t.sum[begin + i] * rescale[i] + sum;
+      t.max[begin + i] = top[i];
+    }
+  }
+}
+
+/// softmax() for rows that have a reference already and no mask, without looking for maxima.
+template <bool kPairs>
+Trial softmax_again_of(const SoftmaxTile& t) {
+  if (!products_are_ordered(t.scoring) || t.bits != nullptr || t.keys % kPanel != 0) {
+    return Trial::kNot;
+  }
+  const Units units(t.scoring);
+  for (std::int64_t i = 0; i < t.rows; ++i) {
+    if (t.max[i] == kMinusInfinity) return Trial::kNot;
+  }
+  bool fits = true;
+  for (std::int64_t i = 0; i < t.rows; ++i) {
+    t.factor[i] = weigh_row<kPairs>(t.s + i * t.stride, t.keys, units.inner, splat(t.max[i]));
+    fits = fits && t.factor[i] <= kTooLarge;
+  }
+  if (!fits) return Trial::kSpoilt;
+  for (std::int64_t i = 0; i < t.rows; ++i) {
+    t.sum[i] += t.factor[i];
+    t.factor[i] = 1.0F;
+  }
+  return Trial::kDone;
+}
+
+void softmax(const SoftmaxTile& t) {
+#if defined(RINGATTN_PAIRS)
+  if (t.pairs) {
+    softmax_of<true>(t);
+    return;
+  }
+#endif
+  softmax_of<false>(t);
+}
+
+Trial softmax_again(const SoftmaxTile& t) {
+#if defined(RINGATTN_PAIRS)
+  if (t.pairs) return softmax_again_of<true>(t);
+#endif
+  return softmax_again_of<false>(t);
+}
+
+// ---- gradients
+
+/// P and dS of n vectors of a row, from column j; masked from column `free` on.
+template <bool kCap, int n>
+inline void gradient_of(const GradientTile& t, const Units& units, std::int64_t row,
+                        std::int64_t free, std::int64_t j, F (&p)[n], F (&ds)[n]) {
+  const float* s = t.s + row * t.stride + j;
+  const float* dp = t.dp + row * t.stride + j;
+  const F lse = splat(t.lse[row]);
+  const F delta = splat(t.delta[row]);
+  F slope[n];
+#pragma GCC unroll 8
+  for (int i = 0; i < n; ++i) {
+    const F x = load(s + i * kLanes) * units.inner;
+    if constexpr (kCap) {
+      const F u = tanh(x);
+      p[i] = units.outer * u - lse;
+      slope[i] = 1.0F - u * u;
+    } else {
+      p[i] = x - lse;
+    }
+  }
+  exp2(p);
+#pragma GCC unroll 8
+  for (int i = 0; i < n; ++i) {
+    ds[i] = p[i] * (load(dp + i * kLanes) - delta);
+    if constexpr (kCap) ds[i] *= slope[i];
+    if (j + i * kLanes >= free) {
+      const Lanes mask = visible(row_bits(t.bits, t.words, row), j + i * kLanes, t.keys);
+      p[i] = select(mask, p[i], F{});
+      ds[i] = select(mask, ds[i], F{});
+    }
+  }
+}
+
+template <bool kCap, int n>
+inline void gradient_columns(const GradientTile& t, const Units& units, std::int64_t row,
+                             std::int64_t free, std::int64_t j) {
+  F p[n];
+  F ds[n];
+  gradient_of<kCap, n>(t, units, row, free, j, p, ds);
+#pragma GCC unroll 8
+  for (int i = 0; i < n; ++i) {
+    store(t.s + row * t.stride + j + i * kLanes, p[i]);
+    store(t.dp + row * t.stride + j + i * kLanes, ds[i]);
+  }
+}
+
+template <bool kCap>
+void gradient_row(const GradientTile& t, const Units& units, std::int64_t row) {
+  const std::int64_t free = unmasked(t.bits, t.keys);
+  constexpr std::int64_t kStep = kTogether * kLanes;
+  std::int64_t j = 0;
+  for (; j + kStep <= free; j += kStep) {
+    gradient_columns<kCap, kTogether>(t, units, row, j + kStep, j);
+  }
+  for (; j < padded(t.keys); j += kLanes) gradient_columns<kCap, 1>(t, units, row, free, j);
+}
+
+#if defined(RINGATTN_PAIRS)
+/// n vectors, 1 or 2, of two rows (or of the last one and zeros), as words.
+template <bool kCap, int n>
+inline void gradient_pairs(const GradientTile& t, const Units& units, std::int64_t row,
+                           std::int64_t free, std::int64_t j) {
+  F p[2][n] = {};
+  F ds[2][n] = {};
+  const int rows = row + 1 < t.rows ? 2 : 1;
+  for (int r = 0; r < rows; ++r) gradient_of<kCap, n>(t, units, row + r, free, j, p[r], ds[r]);
+#pragma GCC unroll 2
+  for (int i = 0; i < n; ++i) {
+    const std::int64_t at = row * t.stride + j + i * kLanes;
+    store(t.s + at, interleave_bf16(p[0][i], p[1][i]));
+    store(t.dp + at, interleave_bf16(ds[0][i], ds[1][i]));
+  }
+  for (int r = 0; r < rows; ++r) {
+    float* to = t.ds + (row + r) * t.ds_row;
+    if constexpr (n == 2) {
+      store(to + j / 2, round_to_bf16(ds[r][0], ds[r][1]));
+    } else {
+      store_half(reinterpret_cast<std::uint16_t*>(to) + j, ds[r][0]);
+    }
+  }
+}
+
+template <bool kCap>
+void gradient_row_pairs(const GradientTile& t, const Units& units, std::int64_t row) {
+  const std::int64_t free = unmasked(t.bits, t.keys);
+  constexpr std::int64_t kStep = 2 * kLanes;
+  std::int64_t j = 0;
+  for (; j + kStep <= free; j += kStep) gradient_pairs<kCap, 2>(t, units, row, j + kStep, j);
+  for (; j < padded(t.keys); j += kLanes) gradient_pairs<kCap, 1>(t, units, row, free, j);
+}
+#endif
+
+template <bool kCap>
+void gradient_rows(const GradientTile& t) {
+  const Units units(t.scoring);
+#if defined(RINGATTN_PAIRS)
+  if (t.ds != nullptr) {
+    for (std::int64_t i = 0; i < t.rows; i += 2) gradient_row_pairs<kCap>(t, units, i);
+    return;
+  }
+#endif
+  for (std::int64_t i = 0; i < t.rows; ++i) gradient_row<kCap>(t, units, i);
+}
+
+void gradient(const GradientTile& t) {
+  if (t.scoring.cap != 0.0F) {
+    gradient_rows<true>(t);
+  } else {
+    gradient_rows<false>(t);
+  }
+}
+
+}  // namespace
+}  // namespace ringattn::cpu
+// NOLINTEND(google-build-namespaces, misc-definitions-in-headers)
