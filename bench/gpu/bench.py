@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Times ringattn on one GPU beside PyTorch's cuDNN attention, in one process.
 
-    python3 bench/gpu/bench.py build/dev/bench/libringattn_gpu_bench.so [results.json]
+    python3 bench/gpu/bench.py build/dev/bench/libringattn_gpu_bench.so [results.json] [--forward-only]
 
 Random normal inputs; medians over CUDA events, the two taken in turns; sampled rows are compared with
-float64 first, beside cuDNN's own error. FLOPs: 4 B H S^2 D forward, 2.5 times that backward, half of it
-for causal.
+float64 first, beside cuDNN's own error, and a second run must give the same bits. FLOPs: 4 B H S^2 D
+forward, 2.5 times that backward, half of it for causal. Windows and caps, which cuDNN's interface in PyTorch
+does not take, are timed alone.
 """
 import ctypes
 import json
@@ -31,13 +32,14 @@ class Library:
         for name, n in (("forward", 7), ("backward", 11)):
             getattr(self.c, "ringattn_bench_" + name).argtypes = [ctypes.c_void_p] * n
         self.c.ringattn_bench_destroy.argtypes = [ctypes.c_void_p]
+        self.c.ringattn_bench_destroy.restype = None
 
     def check(self, ok):
         if not ok:
             raise RuntimeError(self.c.ringattn_bench_error().decode())
 
-    def make(self, b, sq, sk, h, g, d, dtype, causal, window):
-        handle = self.c.ringattn_bench_make(b, sq, sk, h, g, d, DTYPES[dtype], causal, window, 0.0)
+    def make(self, b, sq, sk, h, g, d, dtype, causal, window=-1, cap=0.0):
+        handle = self.c.ringattn_bench_make(b, sq, sk, h, g, d, DTYPES[dtype], causal, window, cap)
         self.check(handle)
         return handle
 
@@ -47,9 +49,11 @@ class Library:
         self.check(getattr(self.c, "ringattn_bench_" + name)(handle, *pointers, stream) == 0)
 
 
-def milliseconds(f, repeats):
+def milliseconds(f):
+    """The median of spaced launches: at least 10, for a tenth of a second."""
     times = []
-    for _ in range(repeats):
+    stop = time.time() + 0.1
+    while len(times) < 10 or (time.time() < stop and len(times) < 60):
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
         f()
@@ -90,24 +94,42 @@ def cell(lib, b, s, h, g, d, causal, dtype=torch.bfloat16, backward=True):
             peer_grads = torch.autograd.grad(peer_out, peer, dout.transpose(1, 2), retain_graph=True)
             pairs = zip((dq, dk, dv), peer_grads)
             row["gradient_difference"] = max((a.float() - p.transpose(1, 2).float()).abs().max().item() for a, p in pairs)
+        first = out.clone()
+        out.fill_(math.nan)
+        forward()
+        row["same_bits"] = torch.equal(first, out)
         for _ in range(2):
             forward()
             peer_forward()
-        turns = [(milliseconds(forward, 7), milliseconds(peer_forward, 7)) for _ in range(3)]
+        turns = [(milliseconds(forward), milliseconds(peer_forward)) for _ in range(3)]
         row["forward_ms"], row["cudnn_forward_ms"] = [sorted(t)[1] for t in zip(*turns)]
         if backward:
             peer_back = lambda: torch.autograd.grad(peer_out, peer, dout.transpose(1, 2), retain_graph=True)
-            turns = [(milliseconds(back, 5), milliseconds(peer_back, 5)) for _ in range(3)]
+            turns = [(milliseconds(back), milliseconds(peer_back)) for _ in range(3)]
             row["backward_ms"], row["cudnn_backward_ms"] = [sorted(t)[1] for t in zip(*turns)]
     lib.c.ringattn_bench_destroy(handle)
     work = 4 * b * h * s * s * d * (0.5 if causal else 1) / 1e9
     text = f"D{d} H{h}/{g} {b}x{s} {'causal' if causal else 'full':6s} {str(dtype)[6:]:8s}"
     text += f" forward {work / row['forward_ms']:4.0f} TFLOP/s, cuDNN {work / row['cudnn_forward_ms']:4.0f}"
+    text += f" ({row['cudnn_forward_ms'] / row['forward_ms']:.2f}x)"
     if backward:
         text += f"; backward {2.5 * work / row['backward_ms']:4.0f}, cuDNN {2.5 * work / row['cudnn_backward_ms']:4.0f}"
     text += f"; error {row['error']:.1e}, cuDNN {row['cudnn_error']:.1e}"
-    print(text, flush=True)
+    print(text if row["same_bits"] else text + "; OTHER BITS IN A SECOND RUN", flush=True)
     return row
+
+
+def alone(lib, b, s, h, d, causal, window=-1, cap=0.0):
+    q, k, v = [torch.randn(b, s, h, d, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
+    out = torch.empty_like(q)
+    lse = torch.empty(b, h, s, device="cuda")
+    handle = lib.make(b, s, s, h, h, d, torch.bfloat16, int(causal), window, cap)
+    forward = lambda: lib.call("forward", handle, q, k, v, out, lse)
+    forward()
+    ms = sorted(milliseconds(forward) for _ in range(3))[1]
+    lib.c.ringattn_bench_destroy(handle)
+    print(f"D{d} H{h} {b}x{s} {'causal' if causal else 'full'} window {window} cap {cap}: forward {ms:.3f} ms", flush=True)
+    return dict(batch=b, seq=s, heads=h, dim=d, causal=causal, window=window, cap=cap, forward_ms=ms)
 
 
 def main():
@@ -115,15 +137,30 @@ def main():
         sys.exit(__doc__)
     lib = Library(sys.argv[1])
     torch.manual_seed(int(time.time()))
-    result = dict(device=torch.cuda.get_device_name(0), torch=torch.__version__, cudnn=torch.backends.cudnn.version(),
+    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    gemm = 2 * 8192**3 / 1e9 / milliseconds(lambda: a @ a)
+    del a
+    print(f"{torch.cuda.get_device_name(0)}: bf16 product of 8192 x 8192 at {gemm:.0f} TFLOP/s", flush=True)
+    result = dict(device=torch.cuda.get_device_name(0), gemm_tflops=gemm, torch=torch.__version__, cudnn=torch.backends.cudnn.version(),
                   cuda=torch.version.cuda, date=time.strftime("%Y-%m-%d"), rows=[])
+    backward = "--forward-only" not in sys.argv
     for d in (64, 128, 256):
-        for b, s in ((4, 4096), (1, 16384)):
+        for b, s in ((16, 1024), (4, 4096), (2, 8192), (1, 16384)):
             for causal in (True, False):
-                result["rows"].append(cell(lib, b, s, 2048 // d, 2048 // d, d, causal))
-    result["rows"].append(cell(lib, 1, 8192, 32, 8, 128, True))
-    result["rows"].append(cell(lib, 4, 4096, 16, 16, 128, True, torch.float16))
-    if len(sys.argv) > 2:
+                result["rows"].append(cell(lib, b, s, 2048 // d, 2048 // d, d, causal, backward=backward))
+    for s in (8192, 32768):
+        for causal in (True, False):
+            result["rows"].append(cell(lib, 1, s, 32, 8, 128, causal, backward=backward))
+    ratios = [row["cudnn_forward_ms"] / row["forward_ms"] for row in result["rows"]]
+    result["forward_geometric_mean"] = math.exp(sum(math.log(r) for r in ratios) / len(ratios))
+    print(f"forward: geometric mean {result['forward_geometric_mean']:.3f}x cuDNN, least {min(ratios):.3f}x", flush=True)
+    result["rows"].append(cell(lib, 4, 4096, 16, 16, 128, True, torch.float16, backward))
+    result["rows"].append(cell(lib, 4, 4096, 32, 32, 64, False, torch.float16, backward))
+    result["alone"] = [alone(lib, 1, 16384, 16, 128, True, 1024), alone(lib, 1, 16384, 32, 64, True, 1024)]
+    for causal in (False, True):
+        for cap in (0.0, 30.0):
+            result["alone"].append(alone(lib, 2, 8192, 16, 128, causal, cap=cap))
+    if len(sys.argv) > 2 and not sys.argv[2].startswith("--"):
         with open(sys.argv[2], "w") as f:
             json.dump(result, f, indent=1)
 

@@ -42,10 +42,12 @@ struct ForwardParameters : Common<T> {
   Rows<float> out32;
   float* lse = nullptr;  // or null
   std::int64_t lse_batch = 0, lse_head = 0, lse_seq = 0;
-  // Between steps, natural units: acc [B, H, Sq, Dv], max and sum [B, H, Sq].
+  // Between steps: acc [B, H, Sq, Dv], max and sum [B, H, Sq]. A unit of max is max_unit natural
+  // ones.
   float* acc = nullptr;
   float* max = nullptr;
   float* sum = nullptr;
+  float max_unit = 1.0F;
   unsigned* ticket = nullptr;  // scratch
 };
 

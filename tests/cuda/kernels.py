@@ -18,7 +18,7 @@ OPCODES = {0x9F0: "HGMMA", 0xDF0: "HGMMA", 0x308: "MUFU", 0x983: "LDL", 0x387: "
 
 # Loads and stores of local memory between the first and the last wgmma, by head_dim: those of the
 # beginning and of the rare raise of the reference, none in a step that goes as expected but for 256.
-SPILLS = {64: 8, 128: 8, 256: 24}
+SPILLS = {64: 16, 128: 4, 256: 24}
 # Registers that a launch may take: all of them over the threads of the block.
 REGISTERS = {64: 128, 128: 168, 256: 168}
 

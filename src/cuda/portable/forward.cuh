@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int r = 0; r < 2; ++r) {
       const int row = row_of(m, r);
       const bool carried = !p.first && row < mine.rows;
-      state.max[m][r] = carried ? p.max[state_row + row] : -kInfinity<float>;
+      state.max[m][r] = carried ? p.max[state_row + row] * p.max_unit : -kInfinity<float>;
       state.sum[m][r] = carried && lane % 4 == 0 ? p.sum[state_row + row] : 0.0F;
 #pragma unroll
       for (int n = 0; n < kDim / 8; ++n) {
@@ -190,7 +190,7 @@ __global__ void __launch_bounds__(kThreads)
           p.lse[b * p.lse_batch + h * p.lse_head + (mine.row + row) * p.lse_seq] = result.lse;
         }
       } else if (lane % 4 == 0) {
-        p.max[at] = max;
+        p.max[at] = max / p.max_unit;
         p.sum[at] = sum;
       }
 #pragma unroll

@@ -61,10 +61,10 @@ RINGATTN_DEVICE void fetch(std::uint32_t base, const typename ForwardLayout<kDim
   int held_head_batch = 0;
   const auto load_values = [&] {
     if (held_row < 0) return;
-    const std::uint32_t full = barrier(Layout::kValueFull + values.at());
-    ptx::wait(barrier(Layout::kValueEmpty + values.at()), values.parity() ^ 1);
+    const std::uint32_t full = barrier(Layout::kValueFull + values.at);
+    ptx::wait(barrier(Layout::kValueEmpty + values.at), values.parity ^ 1);
     ptx::arrive_expecting(full, Layout::kTileBytes);
-    const std::uint32_t to = base + Layout::kValues + values.at() * Layout::kTileBytes;
+    const std::uint32_t to = base + Layout::kValues + values.at * Layout::kTileBytes;
 #pragma unroll 1
     for (int i = 0; i < Layout::kPanels; ++i) {
       ptx::load_box(to + i * kColumns * 128, value, full, 64 * i, held_row,
@@ -75,8 +75,8 @@ RINGATTN_DEVICE void fetch(std::uint32_t base, const typename ForwardLayout<kDim
   };
 #pragma unroll 1
   for (;; ring.advance()) {
-    ptx::wait(steps.full(ring.at()), ring.parity());
-    const StepEntry e = steps.entry(ring.at());
+    ptx::wait(steps.full(ring.at), ring.parity);
+    const StepEntry e = steps.entry(ring.at);
     if ((e.info & kFirst) != 0 || (e.info & kEnd) != 0) load_values();
     if ((e.info & kEnd) != 0) return;
     if ((e.info & kHasKeys) == 0) continue;
@@ -95,10 +95,10 @@ RINGATTN_DEVICE void fetch(std::uint32_t base, const typename ForwardLayout<kDim
 #pragma unroll 1
     for (int step = 0; step < e.info >> kStepsShift; ++step) {
       const int row = e.key_row - step * kColumns;
-      const std::uint32_t full = barrier(Layout::kKeyFull + keys.at());
-      ptx::wait(barrier(Layout::kKeyEmpty + keys.at()), keys.parity() ^ 1);
+      const std::uint32_t full = barrier(Layout::kKeyFull + keys.at);
+      ptx::wait(barrier(Layout::kKeyEmpty + keys.at), keys.parity ^ 1);
       ptx::arrive_expecting(full, Layout::kTileBytes);
-      const std::uint32_t to = base + Layout::kKeys + keys.at() * Layout::kTileBytes;
+      const std::uint32_t to = base + Layout::kKeys + keys.at * Layout::kTileBytes;
 #pragma unroll 1
       for (int i = 0; i < Layout::kPanels; ++i) {
         ptx::load_box(to + i * kColumns * 128, key, full, 64 * i, row, head / group, batch);
@@ -148,7 +148,6 @@ RINGATTN_DEVICE void rescale(float (&acc)[kCount], float factor0, float factor1)
 }
 
 constexpr float kLn2 = 0.6931471805599453F;
-constexpr float kLog2e = 1.4426950408889634F;
 
 /// A thread's part of a block of query rows: rows `row` and row + 8 of the shard.
 template <class T, int kDim>
@@ -168,15 +167,16 @@ struct Mine {
   RINGATTN_DEVICE void load_statistics(S& softmax) const {
     softmax.top0 = softmax.top1 = S::kUnset;
     softmax.sum0 = softmax.sum1 = 0.0F;
+    softmax.lost0 = softmax.lost1 = 0.0F;
     softmax.factor0 = softmax.factor1 = 1.0F;
     if (p.first) return;
     const std::int64_t at = state_row();
     if (valid > 0) {
-      softmax.top0 = fmaxf(p.max[at] * kLog2e, S::kUnset);
+      softmax.top0 = fmaxf(p.max[at], S::kUnset);
       softmax.sum0 = column == 0 ? p.sum[at] : 0.0F;
     }
     if (valid > 8) {
-      softmax.top1 = fmaxf(p.max[at + 8] * kLog2e, S::kUnset);
+      softmax.top1 = fmaxf(p.max[at + 8], S::kUnset);
       softmax.sum1 = column == 0 ? p.sum[at + 8] : 0.0F;
     }
   }
@@ -206,22 +206,22 @@ struct Mine {
 
   /// Between steps: the state. After the last: sinks, division, rounding.
   template <class S>
-  RINGATTN_DEVICE void store(const float (&acc)[kDim / 2], const S& softmax) const {
-    float sum0 = softmax.sum0;
-    float sum1 = softmax.sum1;
-    sum0 += __shfl_xor_sync(0xFFFFFFFFU, sum0, 1);
-    sum1 += __shfl_xor_sync(0xFFFFFFFFU, sum1, 1);
-    sum0 += __shfl_xor_sync(0xFFFFFFFFU, sum0, 2);
-    sum1 += __shfl_xor_sync(0xFFFFFFFFU, sum1, 2);
-    const float max0 = softmax.top0 * kLn2;
-    const float max1 = softmax.top1 * kLn2;
+  RINGATTN_DEVICE void store(float (&acc)[kDim / 2], const S& softmax) const {
+    const float sum0 = quad_sum(softmax.sum0);
+    const float sum1 = quad_sum(softmax.sum1);
+    // What was gathered belongs to packed weights, lse and the state to exact ones.
+    const float exact0 = sum0 / (sum0 + quad_sum(softmax.lost0));
+    const float exact1 = sum1 / (sum1 + quad_sum(softmax.lost1));
     if (!p.last) {
-      store_state(acc, max0, max1, sum0, sum1);
+      rescale(acc, sum0 > 0.0F ? exact0 : 1.0F, sum1 > 0.0F ? exact1 : 1.0F);
+      store_state(acc, softmax.top0, softmax.top1, sum0, sum1);
       return;
     }
     const float sink = p.sinks == nullptr ? -kInfinity<float> : static_cast<float>(p.sinks[head]);
-    const RowResult<float> r0 = finish(max0, sum0, sink);
-    const RowResult<float> r1 = finish(max1, sum1, sink);
+    RowResult<float> r0 = finish(softmax.top0 * kLn2, sum0, sink);
+    RowResult<float> r1 = finish(softmax.top1 * kLn2, sum1, sink);
+    r0.factor *= exact0;
+    r1.factor *= exact1;
     if (p.lse != nullptr && column == 0) {
       float* lse = p.lse + batch * p.lse_batch + head * p.lse_head + row * p.lse_seq;
       if (valid > 0) lse[0] = r0.lse;
@@ -235,6 +235,11 @@ struct Mine {
   }
 
  private:
+  RINGATTN_DEVICE static float quad_sum(float x) {
+    x += __shfl_xor_sync(0xFFFFFFFFU, x, 1);
+    return x + __shfl_xor_sync(0xFFFFFFFFU, x, 2);
+  }
+
   RINGATTN_DEVICE void store_state(const float (&acc)[kDim / 2], float max0, float max1,
                                    float sum0, float sum1) const {
     const std::int64_t at = state_row();
@@ -355,25 +360,25 @@ RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
       ptx::named_arrive(1 + (group + 1 == kShape.groups ? 0 : group + 1), 256);
     }
   };
-  const auto wait_key = [&] { ptx::wait(barrier(Layout::kKeyFull + key.at()), key.parity()); };
-  const auto wait_value = [&] { ptx::wait(barrier(Layout::kValueFull + value.at()), value.parity()); };
+  const auto wait_key = [&] { ptx::wait(barrier(Layout::kKeyFull + key.at), key.parity); };
+  const auto wait_value = [&] { ptx::wait(barrier(Layout::kValueFull + value.at), value.parity); };
   const auto release_key = [&] {
-    if (speaker) ptx::arrive(barrier(Layout::kKeyEmpty + key.at()));
+    if (speaker) ptx::arrive(barrier(Layout::kKeyEmpty + key.at));
     key.advance();
   };
   const auto release_value = [&] {
-    if (speaker) ptx::arrive(barrier(Layout::kValueEmpty + value.at()));
+    if (speaker) ptx::arrive(barrier(Layout::kValueEmpty + value.at));
     value.advance();
   };
   const auto issue_scores = [&]() __attribute__((always_inline)) {
     ptx::wgmma_fence();
-    score<T, kDim, kColumns, Layout::kRows>(s, query, keys + ((key.at() * Layout::kTileBytes) >> 4));
+    score<T, kDim, kColumns, Layout::kRows>(s, query, keys + ((key.at * Layout::kTileBytes) >> 4));
     ptx::wgmma_commit();
   };
   const auto issue_gather = [&](const std::uint32_t(&w)[kColumns / 4])
                                 __attribute__((always_inline)) {
     ptx::wgmma_fence();
-    gather<T, kDim, kColumns>(acc, w, values + ((value.at() * Layout::kTileBytes) >> 4));
+    gather<T, kDim, kColumns>(acc, w, values + ((value.at * Layout::kTileBytes) >> 4));
     ptx::wgmma_commit();
   };
   // What the current entry says, and what is left of it: twice its steps, plus 1 if another entry
@@ -382,19 +387,19 @@ RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
   int todo = 0;
   const auto take_up = [&] {
     todo = info >> kStepsShift << 1 | (info & kMore);
-    if (lane == 0) ptx::arrive(steps.empty(ring.at()));
+    if (lane == 0) ptx::arrive(steps.empty(ring.at));
     ring.advance();
   };
   // The next entry of these rows: that it is there is known from its keys.
   const auto next_entry = [&] {
-    info = ptx::uniform(steps.info(ring.at()));
+    info = ptx::uniform(steps.info(ring.at));
     take_up();
   };
   // The entry that begins the next block of rows. Not at the head of the loop over them: the wait
   // there costs the compiler its view of which registers wgmma may have (C7512).
   const auto open = [&] {
-    ptx::wait(steps.full(ring.at()), ring.parity());
-    StepEntry e = steps.entry(ring.at());
+    ptx::wait(steps.full(ring.at), ring.parity);
+    StepEntry e = steps.entry(ring.at);
     e.info = ptx::uniform(e.info);
     e.query_row = ptx::uniform(e.query_row);
     e.head_batch = ptx::uniform(e.head_batch);
@@ -403,7 +408,7 @@ RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
     return e;
   };
   const auto leave_bits = [&] {
-    if (lane == 0) ptx::arrive(steps.bits_empty(slots.at()));
+    if (lane == 0) ptx::arrive(steps.bits_empty(slots.at));
     slots.advance();
   };
   // Products to scores: cap and mask.
@@ -411,8 +416,8 @@ RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
     if constexpr (kCap) soft_cap<T>(s, p.score_scale, p.log2_cap);
     if ((info & kMaskedAny) != 0) {
       if ((info & kMasked << group) != 0) {
-        ptx::wait(steps.bits_full(slots.at()), slots.parity());
-        const std::uint32_t from = steps.bits + steps.bits_bytes * slots.at() + 16 * warp_row;
+        ptx::wait(steps.bits_full(slots.at), slots.parity);
+        const std::uint32_t from = steps.bits + steps.bits_bytes * slots.at + 16 * warp_row;
         uint4 low;
         uint4 high;
         asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -448,8 +453,10 @@ RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
       }
       todo -= 2;
       if ((info & kMaskedAny) != 0) leave_bits();
-      release_key();
       wait_value();
+      // Elsewhere wgmma keeps the warps of a group together; here one could miss a round.
+      ptx::named_sync(1 + kShape.groups + group, 128);
+      release_key();
       release_value();
       if (todo == 0) return false;
     }
@@ -521,7 +528,10 @@ RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
     bool seen = (info & kHasKeys) != 0;
     if (seen) {
       seen = skip();
-      if (!seen) release_query();
+      if (!seen) {
+        ptx::wait(barrier(Layout::kQueryFull), query_parity);
+        release_query();
+      }
     }
     if (!seen) {
       mine_of(now).load_acc(acc, 1.0F, 1.0F);
@@ -611,8 +621,9 @@ __global__ void __launch_bounds__(ForwardLayout<kDim>::kThreads, 1)
   }
   __syncthreads();
 
-  // Which warpgroup this is, in a form that the compiler knows to be uniform.
-  const int group = __shfl_sync(0xFFFFFFFFU, threadIdx.x / 128, 0);
+  // Uniform as far as the compiler can see: what depends on it stays in uniform registers, as the
+  // descriptors of wgmma must.
+  const int group = ptx::uniform(static_cast<int>(threadIdx.x / 128));
   if (group == 0) {
     ptx::release_registers<kShape.fetch_registers>();
     const int warp = threadIdx.x / 32;

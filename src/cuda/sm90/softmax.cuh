@@ -18,22 +18,20 @@ struct Softmax {
   static constexpr int kWeights = kColumns / 4;
   /// Below every score: what is masked becomes 2^(-inf) = 0 against it, without a NaN.
   static constexpr float kUnset = -1e30F;
-  /// Of the weights of one tile in one thread: bfloat16 has the range of float32, float16 ends at
-  /// 65504.
-  static constexpr float kLimit = sizeof(T) == 2 && std::is_same_v<T, __half> ? 0x1p15F : 0x1p20F;
+  /// Of the weights of one tile in one thread. Far above what scores of ordinary spread give, far
+  /// below the end of float16.
+  static constexpr float kLimit = 0x1p8F;
 
   float top0, top1;        // the references
   float sum0, sum1;        // of this thread's columns
+  float lost0, lost1;      // by rounding the weights, in the tiles that set the reference
   float factor0, factor1;  // for what was gathered before the last raise
 
   /// The first tile of these rows, `sum0` and `sum1` from earlier steps.
   RINGATTN_DEVICE void first(const float (&s)[kScores], std::uint32_t (&p)[kWeights], float scale) {
+    lost0 = lost1 = 0.0F;
     raise(s, scale);
-    float part0;
-    float part1;
-    exponentials(s, p, scale, part0, part1);
-    sum0 += part0;
-    sum1 += part1;
+    add(s, p, scale);
   }
 
   /// Any later tile. True: what was gathered before must be multiplied by the factors.
@@ -46,14 +44,37 @@ struct Softmax {
     const bool raised = __any_sync(0xFFFFFFFFU, stale) != 0;
     if (raised) {
       raise(s, scale);
-      exponentials(s, p, scale, part0, part1);
+      add(s, p, scale);
+    } else {
+      sum0 += part0;
+      sum1 += part1;
     }
-    sum0 += part0;
-    sum1 += part1;
     return raised;
   }
 
  private:
+  /// A tile that sets the reference. Where one score outweighs all others, its weight should be 1,
+  /// but for the rounding of its product with the scale; what packing then does to it must not be
+  /// lost, as nothing averages it out.
+  RINGATTN_DEVICE void add(const float (&s)[kScores], std::uint32_t (&p)[kWeights], float scale) {
+    float part0;
+    float part1;
+    exponentials(s, p, scale, part0, part1);
+    float packed0 = 0.0F;
+    float packed1 = 0.0F;
+#pragma unroll
+    for (int i = 0; i < kWeights; i += 2) {
+      const float2 a = ptx::unpack<T>(p[i]);
+      const float2 b = ptx::unpack<T>(p[i + 1]);
+      packed0 += a.x + a.y;
+      packed1 += b.x + b.y;
+    }
+    sum0 += part0;
+    sum1 += part1;
+    lost0 += packed0 - part0;
+    lost1 += packed1 - part1;
+  }
+
   RINGATTN_DEVICE void raise(const float (&s)[kScores], float scale) {
     float a0 = s[0];
     float a1 = s[1];
@@ -74,6 +95,8 @@ struct Softmax {
     top1 = new1;
     sum0 *= factor0;
     sum1 *= factor1;
+    lost0 *= factor0;
+    lost1 *= factor1;
   }
 
   RINGATTN_DEVICE static float quad_max(float x) {

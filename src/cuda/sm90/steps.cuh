@@ -97,15 +97,26 @@ struct StepShared {
   }
 };
 
-/// A place in a ring of kCount, and the parity of its round.
+/// A place in a ring of kCount, and the parity of its round. Written with a comparison: from a
+/// remainder the compiler does not see that all threads of a warp have the same, and then what
+/// depends on it must travel to uniform registers before every wgmma.
 template <int kCount>
 struct Place {
-  static_assert((kCount & (kCount - 1)) == 0);
-  unsigned passed = 0;
+  int at = 0;
+  unsigned parity = 0;
 
-  RINGATTN_DEVICE int at() const { return static_cast<int>(passed % kCount); }
-  RINGATTN_DEVICE unsigned parity() const { return passed / kCount & 1U; }
-  RINGATTN_DEVICE void advance() { ++passed; }
+  RINGATTN_DEVICE void advance() {
+    if (++at == kCount) {
+      at = 0;
+      parity ^= 1U;
+    }
+  }
+  RINGATTN_DEVICE void back() {
+    if (--at < 0) {
+      at = kCount - 1;
+      parity ^= 1U;
+    }
+  }
 };
 
 /// The kinds of one key tile for the warpgroups of a block: bit g visited, bit 16 + g masked.
@@ -186,18 +197,18 @@ RINGATTN_DEVICE void produce_steps(const ForwardParameters<T>& p, const Shared& 
   bool holding = false;
   const auto publish = [&](const StepEntry& e) {
     if (lane == 0) {
-      ptx::wait(shared.empty(ring.at()), ring.parity() ^ 1);
-      asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(shared.entries + 16 * ring.at()),
+      ptx::wait(shared.empty(ring.at), ring.parity ^ 1);
+      asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(shared.entries + 16 * ring.at),
                    "r"(e.key_row), "r"(e.info), "r"(e.query_row), "r"(e.head_batch)
                    : "memory");
-      ptx::arrive(shared.full(ring.at()));
+      ptx::arrive(shared.full(ring.at));
     }
     ring.advance();
   };
   const auto request = [&](const BitsRequest& r) {
     if (lane == 0) {
-      ptx::wait(shared.bits_empty(slots.at()), slots.parity() ^ 1);
-      const std::uint32_t to = shared.requests + sizeof(BitsRequest) * slots.at();
+      ptx::wait(shared.bits_empty(slots.at), slots.parity ^ 1);
+      const std::uint32_t to = shared.requests + sizeof(BitsRequest) * slots.at;
       asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(r.query_row),
                    "r"(r.query_index), "r"(r.rows), "r"(r.key_tile)
                    : "memory");
@@ -205,7 +216,7 @@ RINGATTN_DEVICE void produce_steps(const ForwardParameters<T>& p, const Shared& 
                    "r"(r.key_index), "r"(r.columns), "r"(r.runs)
                    : "memory");
       asm volatile("st.shared.u32 [%0], %1;" ::"r"(to + 32), "r"(r.head_batch) : "memory");
-      ptx::arrive(shared.wanted(slots.at()));
+      ptx::arrive(shared.wanted(slots.at));
     }
     slots.advance();
   };
@@ -215,8 +226,10 @@ RINGATTN_DEVICE void produce_steps(const ForwardParameters<T>& p, const Shared& 
     if (!p.drawn) return t + static_cast<int>(gridDim.x);
     int drawn = 0;
     if (lane == 0) {
-      const typename Shared::Ring before{ring.passed - 2};
-      ptx::wait(shared.empty(before.at()), before.parity());
+      typename Shared::Ring before = ring;
+      before.back();
+      before.back();
+      ptx::wait(shared.empty(before.at), before.parity);
       drawn = static_cast<int>(gridDim.x + atomicAdd(p.ticket, 1U));
     }
     return __shfl_sync(0xFFFFFFFFU, drawn, 0);
@@ -299,8 +312,8 @@ RINGATTN_DEVICE void find_bits(const ForwardParameters<T>& p, const Shared& shar
   typename Shared::Slots slots;
 #pragma unroll 1
   for (;; slots.advance()) {
-    ptx::wait(shared.wanted(slots.at()), slots.parity());
-    const std::uint32_t from = shared.requests + sizeof(BitsRequest) * slots.at();
+    ptx::wait(shared.wanted(slots.at), slots.parity);
+    const std::uint32_t from = shared.requests + sizeof(BitsRequest) * slots.at;
     BitsRequest r;
     asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r.query_row), "=r"(r.query_index), "=r"(r.rows), "=r"(r.key_tile)
@@ -312,7 +325,7 @@ RINGATTN_DEVICE void find_bits(const ForwardParameters<T>& p, const Shared& shar
                  : "memory");
     asm volatile("ld.shared.u32 %0, [%1];" : "=r"(r.head_batch) : "r"(from + 32) : "memory");
     if (r.rows == 0) return;
-    const std::uint32_t to = shared.bits + shared.bits_bytes * slots.at();
+    const std::uint32_t to = shared.bits + shared.bits_bytes * slots.at;
 #pragma unroll 1
     for (int n = thread; n < kRows * 4; n += kThreads) {
       const int row = n / 4;
@@ -333,7 +346,7 @@ RINGATTN_DEVICE void find_bits(const ForwardParameters<T>& p, const Shared& shar
       asm volatile("st.shared.u32 [%0], %1;" ::"r"(to + 4 * n), "r"(word) : "memory");
     }
     __syncwarp();
-    if (thread % 32 == 0) ptx::arrive(shared.bits_full(slots.at()));
+    if (thread % 32 == 0) ptx::arrive(shared.bits_full(slots.at));
   }
 }
 

@@ -8,6 +8,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <type_traits>
+
 #include "cuda/sm90/ptx.cuh"
 
 namespace ringattn::cuda::ptx {
@@ -125,6 +127,16 @@ RINGATTN_DEVICE std::uint32_t pack<__half>(float low, float high) {
   std::uint32_t r;
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
   return r;
+}
+
+/// And back.
+template <class T>
+RINGATTN_DEVICE float2 unpack(std::uint32_t packed) {
+  if constexpr (std::is_same_v<T, __half>) {
+    return __half22float2(*reinterpret_cast<const __half2*>(&packed));
+  } else {
+    return make_float2(__uint_as_float(packed << 16), __uint_as_float(packed & 0xFFFF0000U));
+  }
 }
 
 }  // namespace ringattn::cuda::ptx
