@@ -20,8 +20,12 @@ function(ringattn_mpi_library target mpi)
     POSITION_INDEPENDENT_CODE ON)
 endfunction()
 
-# Sanitizers see MPI's own shared memory and leaks, not ringattn's.
-if(RINGATTN_MPI STREQUAL "OFF" OR (RINGATTN_MPI STREQUAL "AUTO" AND RINGATTN_SANITIZE))
+# AddressSanitizer sees MPI's own shared memory and leaks, not ringattn's; ThreadSanitizer can be told.
+set(sanitized_without_mpi FALSE)
+if(RINGATTN_SANITIZE AND NOT RINGATTN_SANITIZE STREQUAL "thread")
+  set(sanitized_without_mpi TRUE)
+endif()
+if(RINGATTN_MPI STREQUAL "OFF" OR (RINGATTN_MPI STREQUAL "AUTO" AND sanitized_without_mpi))
   return()
 endif()
 set(MPI_CXX_SKIP_MPICXX TRUE)

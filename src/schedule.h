@@ -129,11 +129,9 @@ RINGATTN_HOST_DEVICE constexpr Band band(const IntervalMask& mask, const Run& qu
   const Range seen = mask.row(queries.first);
   // Unbounded sides stay about as far away as they are, and no later sum overflows.
   constexpr std::int64_t kFar = INT64_MAX / 4;
-  return {seen.begin == INT64_MIN
-              ? -kFar
-              : ceil_div(saturating_add(seen.begin, -keys.first), stride),
-          seen.end == INT64_MAX ? kFar
-                                : ceil_div(saturating_add(seen.end, -keys.first), stride)};
+  return {
+      seen.begin == INT64_MIN ? -kFar : ceil_div(saturating_add(seen.begin, -keys.first), stride),
+      seen.end == INT64_MAX ? kFar : ceil_div(saturating_add(seen.end, -keys.first), stride)};
 }
 
 /// The non-negative segment ids of a tile's rows, as a range, and whether any row is padding.

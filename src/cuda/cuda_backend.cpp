@@ -198,8 +198,8 @@ PassCounts CudaBackend::forward(const ForwardStep& step) const {
     p.ticket = w.ticket;
     const cudaStream_t stream = cuda::native(step.stream);
     if constexpr (sizeof(T) == 2) {
-      // Which of the two kernels takes a step may depend on the step's tensors; the state is that of
-      // the one that takes most.
+      // Which of the two kernels takes a step may depend on the step's tensors; the state is that
+      // of the one that takes most.
       if (cuda::sm90::takes(step.plan.problem())) {
         p.max_unit = cuda::sm90::kMaxUnit;
         if (cuda::sm90::takes(p)) {

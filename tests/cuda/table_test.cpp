@@ -24,8 +24,8 @@ std::string absent() {
   return "this build has no CUDA backend";
 }
 
-// What only matters where rows are cut in pieces of 16 to 192, where heads are padded, or where 16-bit
-// types have kernels of their own: every mask, alone and together, over several tiles.
+// What only matters where rows are cut in pieces of 16 to 192, where heads are padded, or where
+// 16-bit types have kernels of their own: every mask, alone and together, over several tiles.
 constexpr const char* kMore[] = {
     "b2_sq300_h4x2_d64_bf16_causal_bwd",
     "sq520_h2_d128_bf16_causal_sink_bwd",
@@ -60,7 +60,7 @@ constexpr const char* kMore[] = {
     "sq600_h2_d128_bf16_peaked_bwd",
     "sq600_h2_d64_f16_peaked_causal_bwd",
     "sq600_h2_d128_bf16_hostile_causal",
-    "sq600_h2_d64_f16_hostile",
+    "sq600_h2_d64_bf16_hostile",
     "sq500_h2_d64_bf16_scale-0.25_causal_bwd",
     "sq500_h2_d64_bf16_scale0_causal_bwd",
     "sq450_h2_d40_dv88_bf16_causal_bwd",

@@ -2,6 +2,7 @@
 // A ring on which one rank is lost, at a given verb and in a given way.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <csignal>
 #include <cstdint>
@@ -10,6 +11,7 @@
 #include <functional>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include <unistd.h>
@@ -76,12 +78,16 @@ class Faulty final : public Communicator {
     began_ = now_ms();
     inner_.finish(ticket, stream);
   }
-  void progress() noexcept override { inner_.progress(); }
+  void progress() noexcept override {
+    if (std::this_thread::get_id() != owner_) strangers_ = true;
+    inner_.progress();
+  }
   void abort(std::string_view reason) noexcept override { inner_.abort(reason); }
 
   int verbs() const { return verbs_; }
   int last_send() const { return last_send_; }
   std::int64_t began() const { return began_; }  // the latest verb
+  bool strangers() const { return strangers_; }  // did another thread call progress()?
 
  private:
   void count() {
@@ -97,6 +103,8 @@ class Faulty final : public Communicator {
   int verbs_ = 0;
   int last_send_ = 0;
   std::int64_t began_ = 0;
+  std::thread::id owner_ = std::this_thread::get_id();
+  std::atomic<bool> strangers_ = false;
 };
 
 }  // namespace ringattn::testing

@@ -161,7 +161,10 @@ TEST_P(MpiTool, RanksThatWereToldDifferentThingsNameTheField) {
     first.insert(first.end(), {"--communicator", "mpi"});
     return launch(GetParam(), {.ranks = 1}, first);
   }();
-  EXPECT_EQ(done.code, 4) << done.out;
+  // Every rank ends with 4 at nearly the same time; Hydra kills those that it finds running after
+  // the first, and then ends with their 9.
+  const bool killed = GetParam() == "mpich" && done.code == 9;
+  EXPECT_TRUE(done.code == 4 || killed) << done.code << ": " << done.out;
   EXPECT_EQ(count(done.out,
                   "layout: expected the same on every rank, got contiguous on rank 0 and "
                   "zigzag on rank 1"),

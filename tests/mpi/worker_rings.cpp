@@ -7,6 +7,7 @@
 #include <random>
 #include <thread>
 
+#include "faulty.h"
 #include "handshake.h"
 #include "plan.h"
 #include "ringattn/mpi.h"
@@ -37,7 +38,8 @@ std::string compare_with_threads(Communicator& ring, support::Case c) {
   support::RingSettings settings;
   settings.backward = c.backward;
   settings.guarded = true;
-  auto job = support::RankJob::of_global(ring, problem, how, data.inputs(), settings);
+  Faulty watched(ring);  // loses nobody
+  auto job = support::RankJob::of_global(watched, problem, how, data.inputs(), settings);
   job.forward();
   if (c.backward) job.backward();
   const support::RingResult got = job.result();
@@ -47,6 +49,7 @@ std::string compare_with_threads(Communicator& ring, support::Case c) {
   if (ring.rank() == 0) different = support::different_bits(got, expected);  // has all rows
   if (different.empty() && got.forward != expected.forward) different = "forward counts";
   if (different.empty() && got.backward != expected.backward) different = "backward counts";
+  if (watched.strangers()) different = "another thread called progress()";
   return different;
 }
 

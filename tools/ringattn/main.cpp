@@ -92,10 +92,18 @@ void flush_output() {
   if (std::fflush(stdout) != 0) throw FileError("standard output", std::strerror(errno));
 }
 
-/// Ends this process at once: MPI's own end may wait for peers that are lost. A launcher kills the
-/// rest of a job when one process fails; give the others the time to say what they know.
+/// A launcher kills the rest of a job when one process fails. Gives the others the time to say what
+/// they know, and the answers that they still wait for.
+void let_others_speak(Communicator& ring) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(300);
+  while (std::chrono::steady_clock::now() < end) {
+    ring.progress();
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+}
+
+/// Ends this process at once: MPI's own end may wait for peers that are lost.
 [[noreturn]] void leave(int code) {
-  std::this_thread::sleep_for(std::chrono::milliseconds(100));
   std::fflush(nullptr);
   ::_exit(code);
 }
@@ -120,6 +128,7 @@ int run_over_processes(Settings settings, const std::exception_ptr& refused) {
   } catch (const std::exception& error) {
     code = say(std::current_exception());
     ring.abort(error.what());
+    let_others_speak(ring);
     leave(code);
   }
   try {

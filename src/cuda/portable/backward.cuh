@@ -15,7 +15,7 @@ namespace ringattn::cuda::portable {
 template <class T, int kDim>
 struct BackwardLayout {
   using Shape = BackwardShape<T, kDim>;
-  using OwnTile = SharedTile<T, Shape::kRows, kDim>;      // of the side that the block owns
+  using OwnTile = SharedTile<T, Shape::kRows, kDim>;       // of the side that the block owns
   using OtherTile = SharedTile<T, Shape::kColumns, kDim>;  // of the side that it walks
   static constexpr int kOwn2 = OwnTile::kBytes;
   static constexpr int kOther = kOwn2 + OwnTile::kBytes;
@@ -27,8 +27,7 @@ struct BackwardLayout {
 
 /// s to weights P in place, and dp to dS, for one pair; hidden pairs have s = -inf.
 template <class T>
-__device__ void differentiate(float& s, float& dp, float lse, float delta,
-                                     const Scoring& scoring) {
+__device__ void differentiate(float& s, float& dp, float lse, float delta, const Scoring& scoring) {
   const bool hidden = s == -kInfinity<float>;
   const float p = hidden ? 0.0F : exponential<T>(s, lse);
   dp = hidden ? 0.0F : p * (dp - delta) * scoring.slope(s);
@@ -64,8 +63,8 @@ __global__ void __launch_bounds__(kThreads)
   const auto load = [&](const Piece& at, int stage) {
     load_tile<kThreads>(keys(stage), p.key.at(b, at.row, g), p.key.seq, at.rows, p.head_dim,
                         p.key.aligned);
-    load_tile<kThreads>(values(stage), p.value.at(b, at.row, g), p.value.seq, at.rows,
-                        p.value_dim, p.value.aligned);
+    load_tile<kThreads>(values(stage), p.value.at(b, at.row, g), p.value.seq, at.rows, p.value_dim,
+                        p.value.aligned);
   };
   load_tile<kThreads>(query, p.query.at(b, mine.row, h), p.query.seq, mine.rows, p.head_dim,
                       p.query.aligned);
@@ -215,8 +214,7 @@ __global__ void __launch_bounds__(kThreads)
   const int g = mine.head;
   const int lane = threadIdx.x % 32;
   const int first = 16 * (threadIdx.x / 32);
-  const std::uint32_t scratch =
-      base + Layout::kScratch + threadIdx.x / 32 * Layout::kWarpScratch;
+  const std::uint32_t scratch = base + Layout::kScratch + threadIdx.x / 32 * Layout::kWarpScratch;
   load_tile<kThreads>(key, p.key.at(b, mine.row, g), p.key.seq, mine.rows, p.head_dim,
                       p.key.aligned);
   load_tile<kThreads>(value, p.value.at(b, mine.row, g), p.value.seq, mine.rows, p.value_dim,
@@ -234,8 +232,8 @@ __global__ void __launch_bounds__(kThreads)
     const auto load = [&](const Piece& at, int stage) {
       load_tile<kThreads>(queries(stage), p.query.at(b, at.row, h), p.query.seq, at.rows,
                           p.head_dim, p.query.aligned);
-      load_tile<kThreads>(douts(stage), p.dout.at(b, at.row, h), p.dout.seq, at.rows,
-                          p.value_dim, p.dout.aligned);
+      load_tile<kThreads>(douts(stage), p.dout.at(b, at.row, h), p.dout.seq, at.rows, p.value_dim,
+                          p.dout.aligned);
       for (int c = threadIdx.x; c < kColumns; c += kThreads) {
         const std::int64_t at_row =
             (static_cast<std::int64_t>(b) * p.heads + h) * query_rows + at.row + c;
@@ -277,7 +275,7 @@ __global__ void __launch_bounds__(kThreads)
         for (int e = 0; e < 4; ++e) {
           const int column = 8 * n + 2 * (lane % 4) + e % 2;
           differentiate<T>(s[0][n][e], dp[0][n][e], lse[stage][column], delta[stage][column],
-                        scoring);
+                           scoring);
         }
       }
       if constexpr (kValue) {
@@ -337,8 +335,7 @@ cudaError_t launch_backward(const BackwardParameters<T>& p, cudaStream_t stream)
   constexpr int kRows = BackwardShape<T, kDim>::kRows;
   constexpr int kBytes = BackwardLayout<T, kDim>::kBytes;
   const std::int64_t queries = row_blocks<kRows>(p.schedule.queries) * p.heads * p.batch;
-  const std::int64_t keys =
-      row_blocks<kRows>(p.schedule.keys) * (p.heads / p.group) * p.batch;
+  const std::int64_t keys = row_blocks<kRows>(p.schedule.keys) * (p.heads / p.group) * p.batch;
   cudaError_t error = launch(query_gradient_kernel<T, kDim>, p, queries, kBytes, stream);
   if (error != cudaSuccess) return error;
   if constexpr (kDim <= 128) {

@@ -21,8 +21,7 @@ struct ForwardLayout {
   static constexpr int kKeys = QueryTile::kBytes;
   static constexpr int kValues = kKeys + Shape::kStages * KeyTile::kBytes;
   static constexpr int kScratch = kValues + Shape::kStages * KeyTile::kBytes;
-  static constexpr int kWarpScratch =
-      16 * Product<T>::template kScratchBytes<Shape::kColumns>;
+  static constexpr int kWarpScratch = 16 * Product<T>::template kScratchBytes<Shape::kColumns>;
   static constexpr int kBytes = kScratch + kWarps * kWarpScratch;
 };
 
@@ -101,8 +100,8 @@ __global__ void __launch_bounds__(kThreads)
   const auto load = [&](const Piece& at, int stage) {
     load_tile<kThreads>(keys(stage), p.key.at(b, at.row, g), p.key.seq, at.rows, p.head_dim,
                         p.key.aligned);
-    load_tile<kThreads>(values(stage), p.value.at(b, at.row, g), p.value.seq, at.rows,
-                        p.value_dim, p.value.aligned);
+    load_tile<kThreads>(values(stage), p.value.at(b, at.row, g), p.value.seq, at.rows, p.value_dim,
+                        p.value.aligned);
   };
   load_tile<kThreads>(query, p.query.at(b, mine.row, h), p.query.seq, mine.rows, p.head_dim,
                       p.query.aligned);
@@ -183,8 +182,7 @@ __global__ void __launch_bounds__(kThreads)
       const float max = state.max[m][r];
       RowResult<float> result{1.0F, 0.0F, false};
       if (p.last) {
-        const float sink =
-            p.sinks == nullptr ? -kInfinity<float> : static_cast<float>(p.sinks[h]);
+        const float sink = p.sinks == nullptr ? -kInfinity<float> : static_cast<float>(p.sinks[h]);
         result = finish(max, sum, sink);
         if (p.lse != nullptr && lane % 4 == 0) {
           p.lse[b * p.lse_batch + h * p.lse_head + (mine.row + row) * p.lse_seq] = result.lse;

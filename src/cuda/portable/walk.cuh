@@ -29,8 +29,7 @@ class Walk {
     if constexpr (kKeys) {
       ranges_ = visit(schedule.mask, schedule.queries[own_tile].span, schedule.keys);
     } else {
-      ranges_ =
-          visit(schedule.mask.transposed(), schedule.keys[own_tile].span, schedule.queries);
+      ranges_ = visit(schedule.mask.transposed(), schedule.keys[own_tile].span, schedule.queries);
     }
     by_ranges_ = schedule.interval_only() && others(schedule).positions.list == nullptr &&
                  (kKeys ? schedule.queries : schedule.keys).positions.list == nullptr;

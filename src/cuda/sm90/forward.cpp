@@ -25,14 +25,10 @@ int kernel_dim(int head_dim, int value_dim) {
 template <class T>
 MappedTensor mapped(const Rows<const T>& rows, std::int64_t batch, std::int64_t seq,
                     std::int64_t heads, std::int64_t dim) {
-  return {rows.data,
-          std::is_same_v<T, __nv_bfloat16> ? DType::kBFloat16 : DType::kFloat16,
-          batch,
-          seq,
-          heads,
-          dim,
-          rows.batch,
-          rows.seq,
+  return {rows.data,  std::is_same_v<T, __nv_bfloat16> ? DType::kBFloat16 : DType::kFloat16,
+          batch,      seq,
+          heads,      dim,
+          rows.batch, rows.seq,
           rows.head};
 }
 template <class T>
@@ -45,8 +41,7 @@ MappedTensor key_of(const cuda::ForwardParameters<T>& p) {
 }
 template <class T>
 MappedTensor value_of(const cuda::ForwardParameters<T>& p) {
-  return mapped(p.value, p.batch, p.schedule.keys.positions.size(), p.heads / p.group,
-                p.value_dim);
+  return mapped(p.value, p.batch, p.schedule.keys.positions.size(), p.heads / p.group, p.value_dim);
 }
 
 int clamp_row(std::int64_t row) {
@@ -135,9 +130,9 @@ bool takes(const cuda::ForwardParameters<T>& p) {
   return p.scale > 0.0F && p.schedule.queries.size == kGroupRows &&
          p.schedule.keys.size == forward_shape(kernel_dim(p.head_dim, p.value_dim)).columns &&
          queries < kMaxRows && p.schedule.keys.positions.size() > 0 &&
-         p.schedule.keys.positions.size() < kMaxRows &&
-         tiles * p.heads * p.batch < kMaxRows && can_map(query_of(p)) && can_map(key_of(p)) &&
-         can_map(value_of(p)) && (!p.last || p.out.data == nullptr || p.out.aligned);
+         p.schedule.keys.positions.size() < kMaxRows && tiles * p.heads * p.batch < kMaxRows &&
+         can_map(query_of(p)) && can_map(key_of(p)) && can_map(value_of(p)) &&
+         (!p.last || p.out.data == nullptr || p.out.aligned);
 }
 
 template <class T>

@@ -240,8 +240,8 @@ struct Mine {
     return x + __shfl_xor_sync(0xFFFFFFFFU, x, 2);
   }
 
-  RINGATTN_DEVICE void store_state(const float (&acc)[kDim / 2], float max0, float max1,
-                                   float sum0, float sum1) const {
+  RINGATTN_DEVICE void store_state(const float (&acc)[kDim / 2], float max0, float max1, float sum0,
+                                   float sum1) const {
     const std::int64_t at = state_row();
     if (column == 0) {
       if (valid > 0) {
@@ -376,7 +376,7 @@ RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
     ptx::wgmma_commit();
   };
   const auto issue_gather = [&](const std::uint32_t(&w)[kColumns / 4])
-                                __attribute__((always_inline)) {
+      __attribute__((always_inline)) {
     ptx::wgmma_fence();
     gather<T, kDim, kColumns>(acc, w, values + ((value.at * Layout::kTileBytes) >> 4));
     ptx::wgmma_commit();
@@ -437,7 +437,8 @@ RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
   const auto release_query = [&] {
     if (lane == 0) ptx::arrive(barrier(Layout::kQueryEmpty));
   };
-  // Steps in which this group sees nothing, before the first in which it does. False: there is none.
+  // Steps in which this group sees nothing, before the first in which it does. False: there is
+  // none.
   const auto skip = [&] {
     bool taken_turn = true;  // the first step of a block of rows has none
     while ((info & kSkip << group) != 0) {
@@ -465,7 +466,7 @@ RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
   // One step after the first of a block of rows: the scores of this one, the products of the one
   // before, whose weights are in `before`.
   const auto step = [&](std::uint32_t(&before)[kColumns / 4], std::uint32_t(&now)[kColumns / 4])
-                        __attribute__((always_inline)) {
+      __attribute__((always_inline)) {
     if constexpr (kTwoWeights) {
       wait_key();
       if (todo == 1) next_entry();

@@ -15,9 +15,9 @@ constexpr int kGroupRows = 64;
 /// kColumns keys a step. Why these: docs/performance.md, "Forward on Hopper".
 struct ForwardShape {
   int groups, columns;
-  int stages;       // of keys, and of values
-  bool turns;       // the groups issue their products in turns
-  bool two_weights; // weights of a step are packed while those of the step before are in use
+  int stages;        // of keys, and of values
+  bool turns;        // the groups issue their products in turns
+  bool two_weights;  // weights of a step are packed while those of the step before are in use
   int fetch_registers, compute_registers;
 };
 constexpr ForwardShape forward_shape(int dim) {
@@ -37,8 +37,8 @@ struct ForwardParameters : cuda::ForwardParameters<T> {
   Band32 bands[2][2];   // [query run][key run]
   int query_counts[2];  // rows of the runs
   int key_counts[2];
-  int query_blocks[2];  // blocks of query rows per run
-  int tiles = 0;        // blocks of query rows x heads x batch
+  int query_blocks[2];       // blocks of query rows per run
+  int tiles = 0;             // blocks of query rows x heads x batch
   int heads_per_turn = 1;    // whose keys stay in L2 together
   bool late_first = false;   // rows that see more come first
   bool drawn = false;        // blocks of rows are drawn by ticket: some take longer than others

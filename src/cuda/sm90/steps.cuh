@@ -240,10 +240,9 @@ RINGATTN_DEVICE void produce_steps(const ForwardParameters<T>& p, const Shared& 
     const QueryBlock q(p, kRows, t);
     const int head_batch = q.head | q.batch << 16;
     if (!p.first && lane == 0) {
-      const std::int64_t row =
-          (static_cast<std::int64_t>(q.batch) * p.heads + q.head) *
-              (p.query_counts[0] + p.query_counts[1]) +
-          q.row;
+      const std::int64_t row = (static_cast<std::int64_t>(q.batch) * p.heads + q.head) *
+                                   (p.query_counts[0] + p.query_counts[1]) +
+                               q.row;
       ptx::prefetch_l2(p.acc + row * p.value_dim, q.rows * p.value_dim * 4);
     }
     int info = kFirst | q.rows << kRowsShift;
@@ -256,9 +255,9 @@ RINGATTN_DEVICE void produce_steps(const ForwardParameters<T>& p, const Shared& 
 #pragma unroll 1
       for (int base = (end - 1) & ~31; base > begin - 32 && end > begin; base -= 32) {
         const int mine = base + lane;
-        const unsigned found =
-            begin <= mine && mine < end ? kinds<T, kShape.groups, kShape.columns>(p, q, run, mine)
-                                        : 0;
+        const unsigned found = begin <= mine && mine < end
+                                   ? kinds<T, kShape.groups, kShape.columns>(p, q, run, mine)
+                                   : 0;
         unsigned todo = __ballot_sync(0xFFFFFFFFU, found != 0);
 #pragma unroll 1
         while (todo != 0) {
@@ -288,8 +287,14 @@ RINGATTN_DEVICE void produce_steps(const ForwardParameters<T>& p, const Shared& 
           if (masked != 0) {
             const std::int64_t before =
                 run == 0 ? 0 : ceil_div(p.schedule.keys.positions.runs[0].count, kShape.columns);
-            request({q.row, q.index, q.rows, static_cast<int>(before) + base + from, key_row,
-                     index, min(kShape.columns, p.key_counts[run] - index), q.run | run << 1,
+            request({q.row,
+                     q.index,
+                     q.rows,
+                     static_cast<int>(before) + base + from,
+                     key_row,
+                     index,
+                     min(kShape.columns, p.key_counts[run] - index),
+                     q.run | run << 1,
                      head_batch,
                      {}});
           }
@@ -339,8 +344,7 @@ RINGATTN_DEVICE void find_bits(const ForwardParameters<T>& p, const Shared& shar
           word = bit_range(max(shift + band.begin, 0), min(shift + band.end, columns));
         } else {
           word = visible_word<true>(p.schedule, r.head_batch >> 16, r.head_batch & 0xFFFF,
-                                    r.query_row + row, p.schedule.keys[r.key_tile], first,
-                                    columns);
+                                    r.query_row + row, p.schedule.keys[r.key_tile], first, columns);
         }
       }
       asm volatile("st.shared.u32 [%0], %1;" ::"r"(to + 4 * n), "r"(word) : "memory");
