@@ -215,8 +215,8 @@ TEST(Schedule, ABandHoldsExactlyWhatARowSees) {
     const auto layout = static_cast<Layout>(random() % 3);
     const Positions queries = positions(layout, random() % 200, world, random() % world);
     const Positions keys = positions(layout, random() % 200, world, random() % world);
-    for (const Run& q : queries.runs) {
-      for (const Run& k : keys.runs) {
+    for (const ringattn::Run& q : queries.runs) {
+      for (const ringattn::Run& k : keys.runs) {
         const Band rows = band(mask, q, k, keys.stride);
         for (std::int64_t i = 0; i < q.count; ++i) {
           for (std::int64_t j = 0; j < k.count; ++j) {

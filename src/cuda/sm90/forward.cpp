@@ -2,6 +2,7 @@
 #include "cuda/sm90/forward.h"
 
 #include <algorithm>
+#include <atomic>
 
 #include "cuda/check.h"
 #include "cuda/sm90/parameters.h"
@@ -55,11 +56,9 @@ int heads_per_turn(const cuda::ForwardParameters<T>& p) {
   const std::int64_t all = static_cast<std::int64_t>(p.batch) * p.heads;
   const std::int64_t bytes =
       p.schedule.keys.positions.size() * (p.head_dim + p.value_dim) * sizeof(T);
-  int most = 1;
-  for (int n = 1; n <= std::min<std::int64_t>(all, 1024); ++n) {
-    if (all % n == 0 && ceil_div(n, p.group) * bytes <= kResidentBytes) most = n;
-  }
-  return most;
+  std::int64_t n = std::clamp<std::int64_t>(kResidentBytes / bytes * p.group, 1, all);
+  while (all % n != 0) --n;
+  return static_cast<int>(n);
 }
 
 template <class T>
@@ -99,14 +98,22 @@ ForwardParameters<T> complete(const cuda::ForwardParameters<T>& given, int dim) 
 
 bool on_hopper() {
   int device = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  // Asked once per device: calls should cost the host little.
+  static std::atomic<std::uint64_t> known{0};
+  static std::atomic<std::uint64_t> hopper{0};
+  const std::uint64_t bit = device < 64 ? std::uint64_t{1} << device : 0;
+  if ((known & bit) != 0) return (hopper & bit) != 0;
   int major = 0;
   int minor = 0;
-  check(cudaGetDevice(&device), "cudaGetDevice");
   check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
         "the device's compute capability");
   check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device),
         "the device's compute capability");
-  return major == 9 && minor == 0;
+  const bool yes = major == 9 && minor == 0;
+  if (yes) hopper |= bit;
+  known |= bit;
+  return yes;
 }
 
 bool takes(const Problem& p) {

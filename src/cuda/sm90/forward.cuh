@@ -5,6 +5,8 @@
 // there are no more query rows.
 #pragma once
 
+#include <atomic>
+
 #include "cuda/sm90/parameters.h"
 #include "cuda/sm90/softmax.cuh"
 #include "cuda/sm90/steps.cuh"
@@ -647,13 +649,20 @@ cudaError_t launch(const ForwardParameters<T>& p, const CUtensorMap& query, cons
   using Layout = ForwardLayout<kDim>;
   const auto kernel = forward_kernel<T, kDim, kCap>;
   int device = 0;
-  int multiprocessors = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error != cudaSuccess) return error;
-  error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  if (error != cudaSuccess) return error;
-  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Layout::kBytes);
-  if (error != cudaSuccess) return error;
+  // Once per kernel and device: calls should cost the host little.
+  constexpr int kDevices = 64;
+  static std::atomic<int> known_multiprocessors[kDevices];
+  int multiprocessors = device < kDevices ? known_multiprocessors[device].load() : 0;
+  if (multiprocessors == 0) {
+    error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+    if (error != cudaSuccess) return error;
+    error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Layout::kBytes);
+    if (error != cudaSuccess) return error;
+    if (device < kDevices) known_multiprocessors[device] = multiprocessors;
+  }
   kernel<<<static_cast<unsigned>(min(multiprocessors, p.tiles)), Layout::kThreads, Layout::kBytes,
            stream>>>(p, query, key, value);
   return cudaGetLastError();
