@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where everything of a forward block lies in shared memory, and which barrier is for what.
+#pragma once
+
+#include "cuda/sm90/parameters.h"
+#include "cuda/sm90/steps.cuh"
+
+namespace ringattn::cuda::sm90 {
+
+template <int kDim>
+struct ForwardLayout {
+  static constexpr ForwardShape kShape = forward_shape(kDim);
+  static constexpr int kThreads = 128 * (kShape.groups + 1);
+  static constexpr int kRows = kGroupRows * kShape.groups;
+  static constexpr int kPanels = kDim / 64;
+  static constexpr int kRing = 4;
+  static constexpr int kSlots = kDim == 256 ? 1 : 2;  // what shared memory has left
+  static constexpr int kQueryBytes = kRows * kDim * 2;
+  static constexpr int kTileBytes = kShape.columns * kDim * 2;
+  static constexpr int kBitsBytes = kRows * 16;
+
+  static constexpr int kKeys = kQueryBytes;
+  static constexpr int kValues = kKeys + kShape.stages * kTileBytes;
+  static constexpr int kBits = kValues + kShape.stages * kTileBytes;
+  static constexpr int kEntries = kBits + kSlots * kBitsBytes;
+  static constexpr int kRequests = kEntries + kRing * static_cast<int>(sizeof(StepEntry));
+  static constexpr int kBarriers = kRequests + kSlots * static_cast<int>(sizeof(BitsRequest));
+
+  struct Steps : StepShared<kRing, kSlots> {
+    using Ring = Place<kRing>;
+    using Slots = Place<kSlots>;
+  };
+  static constexpr int kQueryFull = Steps::kBarriers;
+  static constexpr int kQueryEmpty = kQueryFull + 1;
+  static constexpr int kKeyFull = kQueryFull + 2;
+  static constexpr int kKeyEmpty = kKeyFull + kShape.stages;
+  static constexpr int kValueFull = kKeyEmpty + kShape.stages;
+  static constexpr int kValueEmpty = kValueFull + kShape.stages;
+  static constexpr int kBytes = kBarriers + 8 * (kValueEmpty + kShape.stages);
+  static_assert(kBytes <= 227 * 1024);
+};
+
+}  // namespace ringattn::cuda::sm90

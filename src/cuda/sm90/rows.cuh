@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+// The query rows of a thread as they lie in global memory: the state between steps, and results.
+#pragma once
+
+#include "cuda/sm90/parameters.h"
+#include "cuda/sm90/wgmma.cuh"
+#include "merge.h"
+
+namespace ringattn::cuda::sm90 {
+
+template <int kCount>
+RINGATTN_DEVICE void rescale(float (&acc)[kCount], float factor0, float factor1) {
+#pragma unroll
+  for (int i = 0; i < kCount; i += 4) {
+    acc[i] *= factor0;
+    acc[i + 1] *= factor0;
+    acc[i + 2] *= factor1;
+    acc[i + 3] *= factor1;
+  }
+}
+
+constexpr float kLn2 = 0.6931471805599453F;
+
+/// A thread's part of a block of query rows: rows `row` and row + 8 of the shard.
+template <class T, int kDim>
+struct Mine {
+  const ForwardParameters<T>& p;
+  int batch, head, row, valid;  // valid: of the block's rows, how many lie at or after `row`
+  int column;                   // first of its columns in a group of 8
+
+  RINGATTN_DEVICE std::int64_t state_row() const {
+    return (static_cast<std::int64_t>(batch) * p.heads + head) *
+               (p.query_counts[0] + p.query_counts[1]) +
+           row;
+  }
+
+  /// References and sums of earlier steps; without any, those of rows that saw nothing.
+  template <class S>
+  RINGATTN_DEVICE void load_statistics(S& softmax) const {
+    softmax.top0 = softmax.top1 = S::kUnset;
+    softmax.sum0 = softmax.sum1 = 0.0F;
+    softmax.lost0 = softmax.lost1 = 0.0F;
+    softmax.factor0 = softmax.factor1 = 1.0F;
+    if (p.first) return;
+    const std::int64_t at = state_row();
+    if (valid > 0) {
+      softmax.top0 = fmaxf(p.max[at], S::kUnset);
+      softmax.sum0 = column == 0 ? p.sum[at] : 0.0F;
+    }
+    if (valid > 8) {
+      softmax.top1 = fmaxf(p.max[at + 8], S::kUnset);
+      softmax.sum1 = column == 0 ? p.sum[at + 8] : 0.0F;
+    }
+  }
+
+  RINGATTN_DEVICE void load_acc(float (&acc)[kDim / 2], float factor0, float factor1) const {
+    if (p.first) {
+#pragma unroll
+      for (int i = 0; i < kDim / 2; ++i) acc[i] = 0.0F;
+      return;
+    }
+    const float* from = p.acc + state_row() * p.value_dim + column;
+#pragma unroll
+    for (int n = 0; n < kDim / 8; ++n) {
+      const bool inside = 8 * n < p.value_dim;
+      float2 a = make_float2(0.0F, 0.0F);
+      float2 b = a;
+      if (inside && valid > 0) a = __ldcs(reinterpret_cast<const float2*>(from + 8 * n));
+      if (inside && valid > 8) {
+        b = __ldcs(reinterpret_cast<const float2*>(from + 8 * p.value_dim + 8 * n));
+      }
+      acc[4 * n] = a.x * factor0;
+      acc[4 * n + 1] = a.y * factor0;
+      acc[4 * n + 2] = b.x * factor1;
+      acc[4 * n + 3] = b.y * factor1;
+    }
+  }
+
+  /// Between steps: the state. After the last: sinks, division, rounding.
+  template <class S>
+  RINGATTN_DEVICE void store(float (&acc)[kDim / 2], const S& softmax) const {
+    const float sum0 = quad_sum(softmax.sum0);
+    const float sum1 = quad_sum(softmax.sum1);
+    // What was gathered belongs to packed weights, lse and the state to exact ones.
+    const float exact0 = sum0 / (sum0 + quad_sum(softmax.lost0));
+    const float exact1 = sum1 / (sum1 + quad_sum(softmax.lost1));
+    if (!p.last) {
+      rescale(acc, sum0 > 0.0F ? exact0 : 1.0F, sum1 > 0.0F ? exact1 : 1.0F);
+      store_state(acc, softmax.top0, softmax.top1, sum0, sum1);
+      return;
+    }
+    const float sink = p.sinks == nullptr ? -kInfinity<float> : static_cast<float>(p.sinks[head]);
+    RowResult<float> r0 = finish(softmax.top0 * kLn2, sum0, sink);
+    RowResult<float> r1 = finish(softmax.top1 * kLn2, sum1, sink);
+    r0.factor *= exact0;
+    r1.factor *= exact1;
+    if (p.lse != nullptr && column == 0) {
+      float* lse = p.lse + batch * p.lse_batch + head * p.lse_head + row * p.lse_seq;
+      if (valid > 0) lse[0] = r0.lse;
+      if (valid > 8) lse[8 * p.lse_seq] = r1.lse;
+    }
+    if (p.out.data == nullptr) {
+      store_wide(acc, r0, r1);
+    } else {
+      store_rounded(acc, r0, r1);
+    }
+  }
+
+ private:
+  RINGATTN_DEVICE static float quad_sum(float x) {
+    x += __shfl_xor_sync(0xFFFFFFFFU, x, 1);
+    return x + __shfl_xor_sync(0xFFFFFFFFU, x, 2);
+  }
+
+  RINGATTN_DEVICE void store_state(const float (&acc)[kDim / 2], float max0, float max1, float sum0,
+                                   float sum1) const {
+    const std::int64_t at = state_row();
+    if (column == 0) {
+      if (valid > 0) {
+        p.max[at] = max0;
+        p.sum[at] = sum0;
+      }
+      if (valid > 8) {
+        p.max[at + 8] = max1;
+        p.sum[at + 8] = sum1;
+      }
+    }
+    float* to = p.acc + at * p.value_dim + column;
+#pragma unroll
+    for (int n = 0; n < kDim / 8; ++n) {
+      if (8 * n >= p.value_dim) break;
+      if (valid > 0) {
+        __stcs(reinterpret_cast<float2*>(to + 8 * n), make_float2(acc[4 * n], acc[4 * n + 1]));
+      }
+      if (valid > 8) {
+        __stcs(reinterpret_cast<float2*>(to + 8 * p.value_dim + 8 * n),
+               make_float2(acc[4 * n + 2], acc[4 * n + 3]));
+      }
+    }
+  }
+
+  RINGATTN_DEVICE static float value(float x, const RowResult<float>& r) {
+    return r.zero ? 0.0F : x * r.factor;
+  }
+
+  RINGATTN_DEVICE void store_wide(const float (&acc)[kDim / 2], const RowResult<float>& r0,
+                                  const RowResult<float>& r1) const {
+    float* to = p.out32.at(batch, row, head) + column;
+#pragma unroll
+    for (int n = 0; n < kDim / 8; ++n) {
+      if (8 * n >= p.value_dim) break;
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        if (valid > 0) to[8 * n + e] = value(acc[4 * n + e], r0);
+        if (valid > 8) to[8 * p.out32.seq + 8 * n + e] = value(acc[4 * n + 2 + e], r1);
+      }
+    }
+  }
+
+  /// The four threads of a row exchange 2 x 2 blocks, so that each has 8 neighbouring columns.
+  RINGATTN_DEVICE void store_rounded(const float (&acc)[kDim / 2], const RowResult<float>& r0,
+                                     const RowResult<float>& r1) const {
+    const bool odd = (column & 2) != 0;
+    const bool late = (column & 4) != 0;
+    T* to = p.out.at(batch, row, head) + column * 4;
+#pragma unroll
+    for (int g = 0; g < kDim / 32; ++g) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const RowResult<float>& r = half == 0 ? r0 : r1;
+        std::uint32_t w[4];
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          const int at = (4 * g + k) * 4 + 2 * half;
+          w[k] = ptx::pack<T>(value(acc[at], r), value(acc[at + 1], r));
+        }
+#pragma unroll
+        for (int k = 0; k < 4; k += 2) {
+          const std::uint32_t x = __shfl_xor_sync(0xFFFFFFFFU, odd ? w[k] : w[k + 1], 1);
+          w[k] = odd ? x : w[k];
+          w[k + 1] = odd ? w[k + 1] : x;
+        }
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          const std::uint32_t x = __shfl_xor_sync(0xFFFFFFFFU, late ? w[k] : w[k + 2], 2);
+          w[k] = late ? x : w[k];
+          w[k + 2] = late ? w[k + 2] : x;
+        }
+        if (valid > 8 * half && 32 * g + 4 * column < p.value_dim) {
+          *reinterpret_cast<uint4*>(to + 8 * half * p.out.seq + 32 * g) =
+              make_uint4(w[0], w[1], w[2], w[3]);
+        }
+      }
+    }
+  }
+};
+
+}  // namespace ringattn::cuda::sm90
