@@ -30,7 +30,7 @@ std::int64_t bytes(std::int64_t stride, std::int64_t extent) {
 
 bool legal(std::int64_t stride, std::int64_t extent) {
   const std::int64_t b = bytes(stride, extent);
-  return b >= 0 && b % 16 == 0 && b < kMaxStride;
+  return b > 0 && b % 16 == 0 && b < kMaxStride;  // 0 would be a tensor that is broadcast
 }
 
 }  // namespace
