@@ -196,19 +196,20 @@ PassCounts CudaBackend::forward(const ForwardStep& step) const {
     p.max = w.max;
     p.sum = w.sum;
     p.ticket = w.ticket;
-    const cudaStream_t stream = cuda::native(step.stream);
     if constexpr (sizeof(T) == 2) {
       // Which of the two kernels takes a step may depend on the step's tensors; the state is that
       // of the one that takes most.
       if (cuda::sm90::takes(step.plan.problem())) {
         p.max_unit = cuda::sm90::kMaxUnit;
         if (cuda::sm90::takes(p)) {
-          cuda::check(cuda::sm90::forward(p, stream), "the forward kernel for Hopper");
+          cuda::check(cuda::sm90::forward(p, cuda::native(step.stream)),
+                      "the forward kernel for Hopper");
           return;
         }
       }
     }
-    cuda::check(cuda::portable::launch_forward<T, kDim>(p, stream), "the forward kernel");
+    cuda::check(cuda::portable::launch_forward<T, kDim>(p, cuda::native(step.stream)),
+                "the forward kernel");
   });
   return {};
 }
