@@ -227,6 +227,7 @@ PassCounts RingAttention::Impl::backward(const BackwardArgs& args, std::span<std
   TravellingSums sums(ring, plan, plan.backend(), turn, w, *executor, stream);
   PassCounts counts;
   Traffic traffic;
+  const bool rounded = plan.world() == 1 && plan.backend().rounds_gradients();
   try {
     traffic = run_ring(
         turn, blocks, &sums,
@@ -236,7 +237,8 @@ PassCounts RingAttention::Impl::backward(const BackwardArgs& args, std::span<std
           counts += plan.backend().backward(
               {context(args, schedule, block, step, w, stream), args.out, args.lse, args.dout,
                args.dlse, args.dquery, args.sinks.present() ? w.head_dsinks : nullptr, part.data(),
-               part.data() + plan.value_sums_offset(step.owner)});
+               part.data() + plan.value_sums_offset(step.owner), rounded ? args.dkey : TensorView{},
+               rounded ? args.dvalue : TensorView{}});
         });
   } catch (const std::exception& error) {
     ring.abort(error.what());
@@ -244,9 +246,11 @@ PassCounts RingAttention::Impl::backward(const BackwardArgs& args, std::span<std
     blocks.abandon();
     throw;
   }
-  const std::byte* own = w.own_sums.data();
-  plan.backend().store(own, args.dkey, *executor, stream);
-  plan.backend().store(own + plan.value_sums_offset(plan.rank()), args.dvalue, *executor, stream);
+  if (!rounded) {
+    const std::byte* own = w.own_sums.data();
+    plan.backend().store(own, args.dkey, *executor, stream);
+    plan.backend().store(own + plan.value_sums_offset(plan.rank()), args.dvalue, *executor, stream);
+  }
   if (args.sinks.present()) share_sink_gradients(args, w, stream);
   return total(Pass::kBackward, counts, traffic);
 }

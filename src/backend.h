@@ -48,6 +48,9 @@ struct BackwardStep : StepContext {
   double* dsinks;         // [H], this rank's part, written by the first step; or null
   std::byte* dkey_sum;    // [B, Sk, G, D] of sum_dtype(): overwritten with this step's part
   std::byte* dvalue_sum;  // [B, Sk, G, Dv]
+  // Only for a backend that rounds_gradients(), where nobody else adds to them: written instead.
+  TensorView dkey{};
+  TensorView dvalue{};
 };
 
 class Backend {
@@ -69,6 +72,10 @@ class Backend {
   virtual TileShape tiles(const Problem& problem, const TileHint& hint, Pass pass) const = 0;
 
   virtual std::vector<std::string> instruction_sets() const { return {}; }
+
+  /// Does backward() write gradients of keys and values in their own dtype, if this step is the only
+  /// one that adds to them?
+  virtual bool rounds_gradients() const { return false; }
 
   /// kFloat32, or kFloat64 for a backend that accumulates so.
   virtual DType sum_dtype() const { return DType::kFloat32; }

@@ -7,6 +7,7 @@
 #include "cuda/device_memory.h"
 #include "cuda/portable/parameters.h"
 #include "cuda/preprocess.h"
+#include "cuda/sm90/backward.h"
 #include "cuda/sm90/forward.h"
 #include "workspace.h"
 
@@ -93,18 +94,52 @@ ForwardPieces carve_forward(const Plan& plan, Carver& carver) {
   return w;
 }
 
+bool on_hopper(const Plan& plan) {
+  return sm90::takes_backward(plan.problem(), plan.options().deterministic);
+}
+
+/// How the sums of dQ lie between the steps of this rank.
+QueryTiles query_sums(const Plan& plan) {
+  return on_hopper(plan) ? sm90::query_tiles(plan.problem(), plan.query_rows(plan.rank()))
+                         : QueryTiles{};
+}
+
 struct BackwardPieces {
   float* lse;         // [B, H, Sq]
   float* delta;       // [B, H, Sq]
-  float* dquery_sum;  // [B, H, Sq, D], between steps
+  float* dquery_sum;  // as query_sums() says
+  float* statistics;  // lse and delta by tiles, with those
+  unsigned* ticket;
 };
 BackwardPieces carve_backward(const Plan& plan, Carver& carver) {
+  const Problem& p = plan.problem();
   const std::int64_t n = state_rows(plan);
+  const QueryTiles tiles = query_sums(plan);
+  const std::int64_t heads = p.batch * p.query_heads;
   BackwardPieces w{};
   w.lse = carver.take_array<float>(n);
   w.delta = carver.take_array<float>(n);
-  w.dquery_sum = carver.take_array<float>(plan.world() == 1 ? 0 : n * plan.problem().head_dim);
+  w.dquery_sum = carver.take_array<float>(tiles.rows > 0       ? heads * tiles.floats()
+                                          : plan.world() == 1 ? 0
+                                                              : n * p.head_dim);
+  w.statistics = carver.take_array<float>(heads * tiles.count() * tiles.rows * 2);
+  w.ticket = carver.take_array<unsigned>(1);
   return w;
+}
+
+/// May a kernel write a gradient rounded, 16 bytes at a time? Then `out` is set.
+template <class T>
+bool may_round(const TensorView& view, Rows<T>& out) {
+  if (!view.present() || view.dtype == DType::kFloat32) return false;
+  const Rows<T> r = rows<T>(view);
+  if (r.aligned) out = r;
+  return r.aligned;
+}
+
+/// Sums that a kernel has written where rounded gradients were asked for.
+void round_sums(const BackwardStep& step, const float* dkey, const float* dvalue) {
+  if (step.dkey.present() && dkey != nullptr) store(dkey, step.dkey, step.stream);
+  if (step.dvalue.present() && dvalue != nullptr) store(dvalue, step.dvalue, step.stream);
 }
 
 /// Shared memory that a block may ask for on the current device.
@@ -160,6 +195,9 @@ TileShape CudaBackend::tiles(const Problem& problem, const TileHint& hint, Pass 
   // The kernels for Hopper have one shape each, which no hint betters.
   if (pass == Pass::kForward && cuda::sm90::takes(problem)) {
     return cuda::sm90::forward_tiles(problem);
+  }
+  if (pass == Pass::kBackward && cuda::sm90::takes_backward(problem, false)) {
+    return cuda::sm90::backward_tiles(problem);
   }
   // What kernels skip by. They cut tiles in pieces of their own, so any size is possible.
   const auto clamp = [](std::int64_t asked) {
@@ -225,11 +263,31 @@ PassCounts CudaBackend::backward(const BackwardStep& step) const {
     p.lse = w.lse;
     p.delta = w.delta;
     p.dquery_sum = w.dquery_sum;
+    p.query_sums = cuda::query_sums(step.plan);
+    p.statistics = w.statistics;
+    p.ticket = w.ticket;
     cuda::set_result(step.dquery, p.dquery, p.dquery32);
     p.dkey = reinterpret_cast<float*>(step.dkey_sum);
     p.dvalue = reinterpret_cast<float*>(step.dvalue_sum);
+    if constexpr (sizeof(T) == 2) {
+      if (p.query_sums.rows > 0) {
+        if (step.first) {
+          cuda::check(cuda::sm90::prepare_backward(p, cuda::native(step.stream)),
+                      "the kernel of statistics");
+        }
+        if (cuda::sm90::takes(p)) {
+          if (cuda::may_round(step.dkey, p.dkey_out)) p.dkey = nullptr;
+          if (cuda::may_round(step.dvalue, p.dvalue_out)) p.dvalue = nullptr;
+          cuda::check(cuda::sm90::backward(p, cuda::native(step.stream)),
+                      "the backward kernel for Hopper");
+          cuda::round_sums(step, p.dkey, p.dvalue);
+          return;
+        }
+      }
+    }
     cuda::check(cuda::portable::launch_backward<T, kDim>(p, cuda::native(step.stream)),
                 "the backward kernels");
+    cuda::round_sums(step, p.dkey, p.dvalue);
   });
   return {};
 }

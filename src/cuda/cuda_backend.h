@@ -14,6 +14,7 @@ class CudaBackend final : public Backend {
   std::optional<std::string> why_not(const Problem& problem, const Options&) const override;
   TileShape tiles(const Problem& problem, const TileHint& hint, Pass pass) const override;
   std::size_t workspace_bytes(const Plan& plan, Pass pass) const override;
+  bool rounds_gradients() const override { return true; }
   PassCounts forward(const ForwardStep& step) const override;
   PassCounts backward(const BackwardStep& step) const override;
   void accumulate(std::byte* sum, const std::byte* part, std::int64_t n, Executor& executor,

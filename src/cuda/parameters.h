@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "cuda/query_tiles.h"
 #include "schedule.h"
 
 namespace ringattn::cuda {
@@ -56,11 +57,16 @@ struct BackwardParameters : Common<T> {
   Rows<const T> dout;
   const float* lse = nullptr;    // [B, H, Sq], +inf where nothing was seen
   const float* delta = nullptr;  // [B, H, Sq]
-  float* dquery_sum = nullptr;   // [B, H, Sq, D], between steps
+  float* dquery_sum = nullptr;   // between steps, as `query_sums` says
+  QueryTiles query_sums;
   Rows<T> dquery;                // one of the two, written by the last step
   Rows<float> dquery32;
   float* dkey = nullptr;    // [B, Sk, G, D], overwritten
   float* dvalue = nullptr;  // [B, Sk, G, Dv], overwritten
+  Rows<T> dkey_out;         // if set, written instead: rounded
+  Rows<T> dvalue_out;
+  unsigned* ticket = nullptr;  // scratch
+  float* statistics = nullptr;   // of query_sums' tiles: lse in log2 units, then delta
 };
 
 }  // namespace ringattn::cuda

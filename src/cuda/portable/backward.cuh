@@ -75,6 +75,11 @@ __global__ void __launch_bounds__(kThreads)
 
   const std::int64_t state_row =
       (static_cast<std::int64_t>(b) * p.heads + h) * schedule.queries.positions.size() + mine.row;
+  const auto sum_index = [&](int row, int column) {
+    return p.query_sums.rows == 0
+               ? (state_row + row) * p.head_dim + column
+               : p.query_sums.index(static_cast<std::int64_t>(b) * p.heads + h, mine.row + row, column);
+  };
   Fragment<1, kDim> acc;
   float lse[2], delta[2];
 #pragma unroll
@@ -89,7 +94,7 @@ __global__ void __launch_bounds__(kThreads)
       for (int e = 0; e < 2; ++e) {
         const int column = 8 * n + 2 * (lane % 4) + e;
         acc[0][n][2 * r + e] = !p.first && own && column < p.head_dim
-                                   ? p.dquery_sum[(state_row + row) * p.head_dim + column]
+                                   ? p.dquery_sum[sum_index(row, column)]
                                    : 0.0F;
       }
     }
@@ -152,7 +157,7 @@ __global__ void __launch_bounds__(kThreads)
         if (column >= p.head_dim) continue;
         const float x = acc[0][n][2 * r + e];
         if (!p.last) {
-          p.dquery_sum[(state_row + row) * p.head_dim + column] = x;
+          p.dquery_sum[sum_index(row, column)] = x;
         } else if (p.dquery.data != nullptr) {
           p.dquery.at(b, mine.row + row, h)[column] = from_float<T>(p.scale * x);
         } else {

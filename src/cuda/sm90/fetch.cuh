@@ -38,9 +38,10 @@ RINGATTN_DEVICE void fetch(std::uint32_t base, const typename ForwardLayout<kDim
   for (;; ring.advance()) {
     ptx::wait(steps.full(ring.at), ring.parity);
     const StepEntry e = steps.entry(ring.at);
+    ptx::arrive(steps.empty(ring.at));
     if ((e.info & kFirst) != 0 || (e.info & kEnd) != 0) load_values();
     if ((e.info & kEnd) != 0) return;
-    if ((e.info & kHasKeys) == 0) continue;
+    if ((e.info & kHasOthers) == 0) continue;
     const int head = e.head_batch & 0xFFFF;
     const int batch = e.head_batch >> 16;
     if ((e.info & kFirst) != 0) {
@@ -50,12 +51,12 @@ RINGATTN_DEVICE void fetch(std::uint32_t base, const typename ForwardLayout<kDim
 #pragma unroll 1
       for (int i = 0; i < Layout::kPanels; ++i) {
         ptx::load_box(base + i * Layout::kRows * 128, query, barrier(Layout::kQueryFull), 64 * i,
-                      e.query_row, head, batch);
+                      e.own_row, head, batch);
       }
     }
 #pragma unroll 1
     for (int step = 0; step < e.info >> kStepsShift; ++step) {
-      const int row = e.key_row - step * kColumns;
+      const int row = e.other_row - step * kColumns;
       const std::uint32_t full = barrier(Layout::kKeyFull + keys.at);
       ptx::wait(barrier(Layout::kKeyEmpty + keys.at), keys.parity ^ 1);
       ptx::arrive_expecting(full, Layout::kTileBytes);

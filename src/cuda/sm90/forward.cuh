@@ -5,39 +5,14 @@
 // there are no more query rows.
 #pragma once
 
-#include <atomic>
-
 #include "cuda/sm90/fetch.cuh"
 #include "cuda/sm90/layout.cuh"
+#include "cuda/sm90/persistent.cuh"
+#include "cuda/sm90/products.cuh"
 #include "cuda/sm90/rows.cuh"
 #include "cuda/sm90/softmax.cuh"
 
 namespace ringattn::cuda::sm90 {
-
-/// s = Q K'.
-template <class T, int kDim, int kColumns, int kRows>
-RINGATTN_DEVICE void score(float (&s)[kColumns / 2], std::uint64_t query, std::uint64_t key) {
-#pragma unroll
-  for (int k = 0; k < kDim / 16; ++k) {
-    const std::uint64_t a = query + ((k / 4 * kRows * 128 + k % 4 * 32) >> 4);
-    const std::uint64_t b = key + ((k / 4 * kColumns * 128 + k % 4 * 32) >> 4);
-    if (k == 0) {
-      ptx::Wgmma<T, kColumns>::multiply(s, a, b);
-    } else {
-      ptx::Wgmma<T, kColumns>::multiply_add(s, a, b);
-    }
-  }
-}
-
-/// acc += P V.
-template <class T, int kDim, int kColumns>
-RINGATTN_DEVICE void gather(float (&acc)[kDim / 2], const std::uint32_t (&p)[kColumns / 4],
-                            std::uint64_t value) {
-#pragma unroll
-  for (int k = 0; k < kColumns / 16; ++k) {
-    ptx::Wgmma<T, kDim>::multiply_add(acc, p + 4 * k, value + ((k * 2048) >> 4));
-  }
-}
 
 /// What a warpgroup computes: all steps of all its rows.
 template <class T, int kDim, bool kCap>
@@ -88,7 +63,7 @@ RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
   };
   const auto issue_scores = [&]() __attribute__((always_inline)) {
     ptx::wgmma_fence();
-    score<T, kDim, kColumns, Layout::kRows>(s, query, keys + ((key.at * Layout::kTileBytes) >> 4));
+    multiply_rows<T, kDim, kColumns, Layout::kRows>(s, query, keys + ((key.at * Layout::kTileBytes) >> 4));
     ptx::wgmma_commit();
   };
   const auto issue_gather = [&](const std::uint32_t(&w)[kColumns / 4])
@@ -117,7 +92,7 @@ RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
     ptx::wait(steps.full(ring.at), ring.parity);
     StepEntry e = steps.entry(ring.at);
     e.info = ptx::uniform(e.info);
-    e.query_row = ptx::uniform(e.query_row);
+    e.own_row = ptx::uniform(e.own_row);
     e.head_batch = ptx::uniform(e.head_batch);
     info = e.info;
     take_up();
@@ -134,17 +109,7 @@ RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
       if ((info & kMasked << group) != 0) {
         ptx::wait(steps.bits_full(slots.at), slots.parity);
         const std::uint32_t from = steps.bits + steps.bits_bytes * slots.at + 16 * warp_row;
-        uint4 low;
-        uint4 high;
-        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(low.x), "=r"(low.y), "=r"(low.z), "=r"(low.w)
-                     : "r"(from)
-                     : "memory");
-        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(high.x), "=r"(high.y), "=r"(high.z), "=r"(high.w)
-                     : "r"(from + 128)
-                     : "memory");
-        hide(s, low, high);
+        hide(s, load_words(from), load_words(from + 128), -kInfinity<float>);
       }
       __syncwarp();
       leave_bits();
@@ -233,7 +198,7 @@ RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
     return Mine<T, kDim>{p,
                          e.head_batch >> 16,
                          e.head_batch & 0xFFFF,
-                         e.query_row + warp_row,
+                         e.own_row + warp_row,
                          (e.info >> kRowsShift & 0xFF) - warp_row,
                          2 * (lane % 4)};
   };
@@ -242,7 +207,7 @@ RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
   StepEntry now = open();
   while ((now.info & kEnd) == 0) {
     mine_of(now).load_statistics(softmax);
-    bool seen = (info & kHasKeys) != 0;
+    bool seen = (info & kHasOthers) != 0;
     if (seen) {
       seen = skip();
       if (!seen) {
@@ -287,7 +252,7 @@ RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
       }
       release_value();
     }
-    if ((now.info & kHasKeys) != 0) query_parity ^= 1;
+    if ((now.info & kHasOthers) != 0) query_parity ^= 1;
     const StepEntry done = now;
     now = open();
     mine_of(done).store(acc, softmax);
@@ -314,15 +279,7 @@ __global__ void __launch_bounds__(ForwardLayout<kDim>::kThreads, 1)
 
   if (threadIdx.x == 0) {
     if ((base & 1023) != 0) __trap();  // swizzled tiles need it
-    for (int i = 0; i < Layout::kRing; ++i) {
-      ptx::barrier_init(steps.full(i), 1);
-      ptx::barrier_init(steps.empty(i), 4 * kShape.groups);
-    }
-    for (int i = 0; i < Layout::kSlots; ++i) {
-      ptx::barrier_init(steps.wanted(i), 1);
-      ptx::barrier_init(steps.bits_full(i), 2);
-      ptx::barrier_init(steps.bits_empty(i), 4 * kShape.groups);
-    }
+    steps.init_barriers(kShape.groups);
     ptx::barrier_init(barrier(Layout::kQueryFull), 1);
     ptx::barrier_init(barrier(Layout::kQueryEmpty), 4 * kShape.groups);
     for (int i = 0; i < kShape.stages; ++i) {
@@ -347,9 +304,9 @@ __global__ void __launch_bounds__(ForwardLayout<kDim>::kThreads, 1)
     if (warp == 0) {
       if (threadIdx.x == 0) fetch<kDim>(base, steps, p.group, &query, &key, &value);
     } else if (warp == 1) {
-      produce_steps<T, kDim>(p, steps);
+      produce_steps<true, kShape.groups, kShape.columns>(p, steps);
     } else {
-      find_bits<T, kDim, 64>(p, steps, threadIdx.x - 64);
+      find_bits<true, kShape.groups, 64>(p, steps, threadIdx.x - 64);
     }
   } else {
     ptx::request_registers<kShape.compute_registers>();
@@ -361,25 +318,8 @@ template <class T, int kDim, bool kCap>
 cudaError_t launch(const ForwardParameters<T>& p, const CUtensorMap& query, const CUtensorMap& key,
                    const CUtensorMap& value, cudaStream_t stream) {
   using Layout = ForwardLayout<kDim>;
-  const auto kernel = forward_kernel<T, kDim, kCap>;
-  int device = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error != cudaSuccess) return error;
-  // Once per kernel and device: calls should cost the host little.
-  constexpr int kDevices = 64;
-  static std::atomic<int> known_multiprocessors[kDevices];
-  int multiprocessors = device < kDevices ? known_multiprocessors[device].load() : 0;
-  if (multiprocessors == 0) {
-    error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-    if (error != cudaSuccess) return error;
-    error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Layout::kBytes);
-    if (error != cudaSuccess) return error;
-    if (device < kDevices) known_multiprocessors[device] = multiprocessors;
-  }
-  kernel<<<static_cast<unsigned>(min(multiprocessors, p.tiles)), Layout::kThreads, Layout::kBytes,
-           stream>>>(p, query, key, value);
-  return cudaGetLastError();
+  return launch_persistent<forward_kernel<T, kDim, kCap>, Layout::kThreads, Layout::kBytes>(
+      p.tiles, stream, p, query, key, value);
 }
 
 }  // namespace ringattn::cuda::sm90

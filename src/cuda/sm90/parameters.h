@@ -31,17 +31,23 @@ struct Band32 {
   int begin = 0, end = 0;
 };
 
-template <class T>
-struct ForwardParameters : cuda::ForwardParameters<T> {
+/// Which blocks of rows there are, and what they visit. Own rows are those that a block keeps
+/// (queries forward, keys backward), the others pass by.
+struct Traversal {
   bool banded = false;  // bands say it all
-  Band32 bands[2][2];   // [query run][key run]
-  int query_counts[2];  // rows of the runs
-  int key_counts[2];
-  int query_blocks[2];       // blocks of query rows per run
-  int tiles = 0;             // blocks of query rows x heads x batch
-  int heads_per_turn = 1;    // whose keys stay in L2 together
-  bool late_first = false;   // rows that see more come first
-  bool drawn = false;        // blocks of rows are drawn by ticket: some take longer than others
+  Band32 bands[2][2];   // [own run][other run]
+  int own_counts[2];    // rows of the runs
+  int other_counts[2];
+  int own_blocks[2];        // blocks of own rows per run
+  int own_heads = 1;        // heads of the own rows
+  int tiles = 0;            // blocks of own rows x heads x batch
+  int heads_per_turn = 1;   // whose others stay in L2 together
+  bool late_first = false;  // rows that see more come first
+  bool drawn = false;       // blocks of rows are drawn by ticket: some take longer than others
+};
+
+template <class T>
+struct ForwardParameters : cuda::ForwardParameters<T>, Traversal {
   float score_scale = 1.0F;  // to log2 units; with a cap: to the argument of tanh
   float log2_cap = 0.0F;
 };
@@ -51,5 +57,32 @@ struct ForwardParameters : cuda::ForwardParameters<T> {
 template <class T, int kDim, bool kCap>
 cudaError_t launch(const ForwardParameters<T>& parameters, const CUtensorMap& query,
                    const CUtensorMap& key, const CUtensorMap& value, cudaStream_t stream);
+
+/// A block of the backward pass: one warpgroup that fetches, and kGroups that compute on kGroupRows
+/// key rows each, kQueries queries a step.
+struct BackwardShape {
+  int groups, queries;
+  int stages;  // of queries and their gradients
+  int fetch_registers, compute_registers;
+};
+constexpr BackwardShape backward_shape(int dim) {
+  if (dim == 64) return {2, 128, 3, 24, 240};
+  return {2, 64, 3, 24, 240};
+}
+
+template <class T>
+struct BackwardParameters : cuda::BackwardParameters<T>, Traversal {
+  float score_scale = 1.0F;  // as in the forward
+  float log2_cap = 0.0F;
+  // Tiles of queries of a head, those of the first run before those of the second.
+  int query_tiles = 0;
+  int first_run_tiles = 0;
+};
+
+/// Instantiated once per type, head_dim and cap in a file of its own.
+template <class T, int kDim, bool kCap>
+cudaError_t launch_backward(const BackwardParameters<T>& parameters, const CUtensorMap& query,
+                            const CUtensorMap& dout, const CUtensorMap& key,
+                            const CUtensorMap& value, cudaStream_t stream);
 
 }  // namespace ringattn::cuda::sm90

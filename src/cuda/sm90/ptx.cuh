@@ -66,10 +66,38 @@ RINGATTN_DEVICE void load_box(std::uint32_t to, const CUtensorMap* map, std::uin
       "l"(map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
       : "memory");
 }
+/// Contiguous bytes: addresses and size are multiples of 16.
+RINGATTN_DEVICE void load_bytes(std::uint32_t to, const void* from, std::uint32_t bytes,
+                                std::uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(to),
+      "l"(from), "r"(bytes), "r"(barrier)
+      : "memory");
+}
 /// Contiguous bytes into L2: address and size are multiples of 16.
 RINGATTN_DEVICE void prefetch_l2(const void* from, std::uint32_t bytes) {
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
 }
+
+/// Adds four neighbouring floats in global memory, in no particular order with other additions
+/// (9.7.13.6). 16-byte aligned.
+RINGATTN_DEVICE void add_global(float* to, float a, float b, float c, float d) {
+  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(a), "f"(b), "f"(c),
+               "f"(d)
+               : "memory");
+}
+
+/// Four 8 x 8 tiles of 16-bit numbers, transposed: thread 8 m + i gives the address of row i of the
+/// result of tile m (9.7.15.5.16). 16-byte aligned.
+RINGATTN_DEVICE void store_transposed(std::uint32_t to, std::uint32_t a, std::uint32_t b,
+                                      std::uint32_t c, std::uint32_t d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to),
+               "r"(a), "r"(b), "r"(c), "r"(d)
+               : "memory");
+}
+/// Makes ordinary writes to shared memory visible to wgmma and the copy engine.
+RINGATTN_DEVICE void fence_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // Registers of a warpgroup (9.7.19.5).
 template <int kRegisters>

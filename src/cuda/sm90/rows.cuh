@@ -19,6 +19,46 @@ RINGATTN_DEVICE void rescale(float (&acc)[kCount], float factor0, float factor1)
   }
 }
 
+/// Rounds a thread's part of two rows, `to` and 8 further on, of which `valid` lie at or after the
+/// first; value(i): element i as wgmma.cuh numbers them. The four threads of a row exchange 2 x 2
+/// blocks, so that each has 8 neighbouring columns.
+template <class T, int kDim, class Value>
+RINGATTN_DEVICE void store_rows(T* to, std::int64_t stride, int valid, int dim,
+                                const Value& value) {
+  const int column = 2 * (threadIdx.x % 4);
+  const bool odd = (column & 2) != 0;
+  const bool late = (column & 4) != 0;
+  to += column * 4;
+#pragma unroll
+  for (int g = 0; g < kDim / 32; ++g) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      std::uint32_t w[4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const int at = (4 * g + k) * 4 + 2 * half;
+        w[k] = ptx::pack<T>(value(at), value(at + 1));
+      }
+#pragma unroll
+      for (int k = 0; k < 4; k += 2) {
+        const std::uint32_t x = __shfl_xor_sync(0xFFFFFFFFU, odd ? w[k] : w[k + 1], 1);
+        w[k] = odd ? x : w[k];
+        w[k + 1] = odd ? w[k + 1] : x;
+      }
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        const std::uint32_t x = __shfl_xor_sync(0xFFFFFFFFU, late ? w[k] : w[k + 2], 2);
+        w[k] = late ? x : w[k];
+        w[k + 2] = late ? w[k + 2] : x;
+      }
+      if (valid > 8 * half && 32 * g + 4 * column < dim) {
+        *reinterpret_cast<uint4*>(to + 8 * half * stride + 32 * g) =
+            make_uint4(w[0], w[1], w[2], w[3]);
+      }
+    }
+  }
+}
+
 constexpr float kLn2 = 0.6931471805599453F;
 
 /// A thread's part of a block of query rows: rows `row` and row + 8 of the shard.
@@ -30,7 +70,7 @@ struct Mine {
 
   RINGATTN_DEVICE std::int64_t state_row() const {
     return (static_cast<std::int64_t>(batch) * p.heads + head) *
-               (p.query_counts[0] + p.query_counts[1]) +
+               (p.own_counts[0] + p.own_counts[1]) +
            row;
   }
 
@@ -157,41 +197,11 @@ struct Mine {
     }
   }
 
-  /// The four threads of a row exchange 2 x 2 blocks, so that each has 8 neighbouring columns.
   RINGATTN_DEVICE void store_rounded(const float (&acc)[kDim / 2], const RowResult<float>& r0,
                                      const RowResult<float>& r1) const {
-    const bool odd = (column & 2) != 0;
-    const bool late = (column & 4) != 0;
-    T* to = p.out.at(batch, row, head) + column * 4;
-#pragma unroll
-    for (int g = 0; g < kDim / 32; ++g) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const RowResult<float>& r = half == 0 ? r0 : r1;
-        std::uint32_t w[4];
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          const int at = (4 * g + k) * 4 + 2 * half;
-          w[k] = ptx::pack<T>(value(acc[at], r), value(acc[at + 1], r));
-        }
-#pragma unroll
-        for (int k = 0; k < 4; k += 2) {
-          const std::uint32_t x = __shfl_xor_sync(0xFFFFFFFFU, odd ? w[k] : w[k + 1], 1);
-          w[k] = odd ? x : w[k];
-          w[k + 1] = odd ? w[k + 1] : x;
-        }
-#pragma unroll
-        for (int k = 0; k < 2; ++k) {
-          const std::uint32_t x = __shfl_xor_sync(0xFFFFFFFFU, late ? w[k] : w[k + 2], 2);
-          w[k] = late ? x : w[k];
-          w[k + 2] = late ? w[k + 2] : x;
-        }
-        if (valid > 8 * half && 32 * g + 4 * column < p.value_dim) {
-          *reinterpret_cast<uint4*>(to + 8 * half * p.out.seq + 32 * g) =
-              make_uint4(w[0], w[1], w[2], w[3]);
-        }
-      }
-    }
+    store_rows<T, kDim>(p.out.at(batch, row, head), p.out.seq, valid, p.value_dim, [&](int i) {
+      return value(acc[i], (i & 2) == 0 ? r0 : r1);
+    });
   }
 };
 

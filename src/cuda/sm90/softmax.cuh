@@ -129,26 +129,44 @@ struct Softmax {
   }
 };
 
+/// tanh(scale * dot): a score in units of its cap. float16 weights show the error of the fast tanh,
+/// bfloat16 ones do not.
+template <class T>
+RINGATTN_DEVICE float unit_cap(float dot, float scale) {
+  if constexpr (std::is_same_v<T, __half>) {
+    // tanh x = 1 - 2 / (1 + exp 2x); the error is a few eps.
+    constexpr float kTwoLog2e = 2.885390081777927F;
+    const float e = ptx::power_of_two(dot * (scale * kTwoLog2e));
+    return fmaf(-2.0F, ptx::reciprocal(1.0F + e), 1.0F);
+  } else {
+    return ptx::fast_tanh(dot * scale);
+  }
+}
 /// cap * tanh(scale * dot / cap) in log2 units: `scale` is that of the argument, `cap` that of the
-/// result. float16 weights show the error of the fast tanh, bfloat16 ones do not.
+/// result.
 template <class T, int kScores>
 RINGATTN_DEVICE void soft_cap(float (&s)[kScores], float scale, float cap) {
 #pragma unroll
-  for (int i = 0; i < kScores; ++i) {
-    if constexpr (std::is_same_v<T, __half>) {
-      // tanh x = 1 - 2 / (1 + exp 2x); the error is a few eps of the cap.
-      constexpr float kTwoLog2e = 2.885390081777927F;
-      const float e = ptx::power_of_two(s[i] * (scale * kTwoLog2e));
-      s[i] = fmaf(-2.0F * cap, ptx::reciprocal(1.0F + e), cap);
-    } else {
-      s[i] = cap * ptx::fast_tanh(s[i] * scale);
-    }
-  }
+  for (int i = 0; i < kScores; ++i) s[i] = cap * unit_cap<T>(s[i], scale);
 }
 
-/// -inf where the bit of a pair is 0. `low` and `high`: the words of the thread's two rows.
+RINGATTN_DEVICE float2 load_pair(std::uint32_t from) {
+  float2 x;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(from) : "memory");
+  return x;
+}
+RINGATTN_DEVICE uint4 load_words(std::uint32_t from) {
+  uint4 w;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w)
+               : "r"(from)
+               : "memory");
+  return w;
+}
+
+/// `hidden` where the bit of a pair is 0. `low` and `high`: the words of the thread's two rows.
 template <int kScores>
-RINGATTN_DEVICE void hide(float (&s)[kScores], uint4 low, uint4 high) {
+RINGATTN_DEVICE void hide(float (&s)[kScores], uint4 low, uint4 high, float hidden) {
   const int shift = 2 * (threadIdx.x % 4);
   const std::uint32_t a[4] = {low.x >> shift, low.y >> shift, low.z >> shift, low.w >> shift};
   const std::uint32_t b[4] = {high.x >> shift, high.y >> shift, high.z >> shift, high.w >> shift};
@@ -156,10 +174,31 @@ RINGATTN_DEVICE void hide(float (&s)[kScores], uint4 low, uint4 high) {
   for (int i = 0; i < kScores; i += 4) {
     const int word = i / 16;
     const int bit = i / 4 % 4 * 8;
-    if ((a[word] & 1U << bit) == 0) s[i] = -kInfinity<float>;
-    if ((a[word] & 2U << bit) == 0) s[i + 1] = -kInfinity<float>;
-    if ((b[word] & 1U << bit) == 0) s[i + 2] = -kInfinity<float>;
-    if ((b[word] & 2U << bit) == 0) s[i + 3] = -kInfinity<float>;
+    if ((a[word] & 1U << bit) == 0) s[i] = hidden;
+    if ((a[word] & 2U << bit) == 0) s[i + 1] = hidden;
+    if ((b[word] & 1U << bit) == 0) s[i + 2] = hidden;
+    if ((b[word] & 2U << bit) == 0) s[i + 3] = hidden;
+  }
+}
+
+/// The words of 64 columns.
+RINGATTN_DEVICE uint2 part_of(uint4 words, int part) {
+  return part == 0 ? make_uint2(words.x, words.y) : make_uint2(words.z, words.w);
+}
+/// The same for 64 columns of numbers packed in pairs, to 0.
+RINGATTN_DEVICE void hide_packed(float* x, uint2 low, uint2 high) {
+  const int shift = 2 * (threadIdx.x % 4);
+  const std::uint32_t a[2] = {low.x >> shift, low.y >> shift};
+  const std::uint32_t b[2] = {high.x >> shift, high.y >> shift};
+  const auto keep = [](float& x, std::uint32_t bits) {
+    const std::uint32_t mask =
+        ((bits & 1U) != 0 ? 0xFFFFU : 0U) | ((bits & 2U) != 0 ? 0xFFFF0000U : 0U);
+    x = __uint_as_float(__float_as_uint(x) & mask);
+  };
+#pragma unroll
+  for (int n = 0; n < 8; ++n) {
+    keep(x[2 * n], a[n / 4] >> n % 4 * 8);
+    keep(x[2 * n + 1], b[n / 4] >> n % 4 * 8);
   }
 }
 

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which steps a block takes: one warp asks the schedule, ahead of everyone, and passes its answers
 // through a ring in shared memory; two warps find the bits of masked tiles. Who computes only
-// learns "another step", "masked", "done": masks are data.
+// learns "another step", "masked", "done": masks are data. "Own" rows are those that a block keeps,
+// "others" those that pass by: kKeys says that the others are keys, as in the forward pass;
+// otherwise they are queries, of every head of the group in turn.
 #pragma once
 
 #include "cuda/bits.cuh"
@@ -10,23 +12,23 @@
 
 namespace ringattn::cuda::sm90 {
 
-/// Steps as they lie in the ring: a block of query rows against neighbouring tiles of keys that are
-/// alike, late ones first.
+/// Steps as they lie in the ring: a block of own rows against neighbouring tiles of others that are
+/// alike; keys late ones first, queries early ones first.
 struct StepEntry {
-  int key_row;     // of the shard, of the first step
+  int other_row;   // of the shard, of the first step
   int info;        // below
-  int query_row;   // of the shard
-  int head_batch;  // head | batch << 16
+  int own_row;     // of the shard
+  int head_batch;  // query head | batch << 16
 };
 enum StepInfo : int {
-  kMore = 1,     // another entry of these query rows follows
-  kFirst = 2,    // the first one
-  kHasKeys = 4,  // nothing to compute otherwise: these rows see nothing here
-  kEnd = 8,      // there are no more rows
-  kMasked = 16,  // << g: some pairs of warpgroup g are invisible
+  kMore = 1,       // another entry of these own rows follows
+  kFirst = 2,      // the first one
+  kHasOthers = 4,  // nothing to compute otherwise: these rows see nothing here
+  kEnd = 8,        // there are no more rows
+  kMasked = 16,    // << g: some pairs of warpgroup g are invisible
   kMaskedAny = 7 * kMasked,
-  kSkip = 128,      // << g: warpgroup g has not seen anything yet, and does not here
-  kRowsShift = 16,  // query rows of the block, 8 bits
+  kSkip = 128,      // << g: of the forward: warpgroup g has not seen anything yet, nor here
+  kRowsShift = 16,  // own rows of the block, 8 bits
   kStepsShift = 24,
   kStep = 1 << kStepsShift,
 };
@@ -35,34 +37,38 @@ constexpr int kMostSteps = 4;
 
 /// The rows and columns whose bits are wanted.
 struct BitsRequest {
-  int query_row, query_index, rows;  // of the shard; within its run; 0: no more requests
-  int key_tile, key_row, key_index, columns;
-  int runs;  // query run | key run << 1
+  int own_row, own_index, rows;  // of the shard; within its run; 0: no more requests
+  int other_tile, other_row, other_index, columns;
+  int runs;  // own run | other run << 1
   int head_batch;
   int unused[3];
 };
 
-/// Query rows [row, row + rows) of the shard, which begin at `index` of their run.
-struct QueryBlock {
+/// Own rows [row, row + rows) of the shard, which begin at `index` of their run.
+struct OwnBlock {
   int batch, head, run, index, row, rows;
 
-  template <class T>
-  RINGATTN_DEVICE QueryBlock(const ForwardParameters<T>& p, int block_rows, int t) {
-    const int blocks = p.query_blocks[0] + p.query_blocks[1];
+  RINGATTN_DEVICE OwnBlock(const Traversal& p, int block_rows, int t) {
+    const int blocks = p.own_blocks[0] + p.own_blocks[1];
     const int per_turn = p.heads_per_turn * blocks;
     const int turn = t / per_turn;
     const int in_turn = t - turn * per_turn;
     const int place = in_turn / p.heads_per_turn;
     const int block = p.late_first ? blocks - 1 - place : place;
     const int both = turn * p.heads_per_turn + in_turn - place * p.heads_per_turn;
-    batch = both / p.heads;
-    head = both - batch * p.heads;
-    run = block < p.query_blocks[0] ? 0 : 1;
-    index = (block - run * p.query_blocks[0]) * block_rows;
-    row = index + run * p.query_counts[0];
-    rows = min(block_rows, p.query_counts[run] - index);
+    batch = both / p.own_heads;
+    head = both - batch * p.own_heads;
+    run = block < p.own_blocks[0] ? 0 : 1;
+    index = (block - run * p.own_blocks[0]) * block_rows;
+    row = index + run * p.own_counts[0];
+    rows = min(block_rows, p.own_counts[run] - index);
   }
 };
+
+/// Tiles before a run of a tiling.
+RINGATTN_DEVICE int tiles_before(const Tiling& tiles, int run) {
+  return run == 0 ? 0 : static_cast<int>(ceil_div(tiles.positions.runs[0].count, tiles.size));
+}
 
 /// Addresses of the ring and of what belongs to it. kSlots: masks that may be under way at once.
 template <int kRing, int kSlots>
@@ -82,10 +88,23 @@ struct StepShared {
   }
   static constexpr int kBarriers = 2 * kRing + 3 * kSlots;
 
+  /// By one thread. Entries are read by every computing warp and by the thread that fetches.
+  RINGATTN_DEVICE void init_barriers(int groups) const {
+    for (int i = 0; i < kRing; ++i) {
+      ptx::barrier_init(full(i), 1);
+      ptx::barrier_init(empty(i), 4 * groups + 1);
+    }
+    for (int i = 0; i < kSlots; ++i) {
+      ptx::barrier_init(wanted(i), 1);
+      ptx::barrier_init(bits_full(i), 2);
+      ptx::barrier_init(bits_empty(i), 4 * groups);
+    }
+  }
+
   RINGATTN_DEVICE StepEntry entry(int i) const {
     StepEntry e;
     asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(e.key_row), "=r"(e.info), "=r"(e.query_row), "=r"(e.head_batch)
+                 : "=r"(e.other_row), "=r"(e.info), "=r"(e.own_row), "=r"(e.head_batch)
                  : "r"(entries + 16 * i)
                  : "memory");
     return e;
@@ -119,22 +138,22 @@ struct Place {
   }
 };
 
-/// The kinds of one key tile for the warpgroups of a block: bit g visited, bit 16 + g masked.
-template <class T, int kGroups, int kColumns>
-RINGATTN_DEVICE unsigned kinds(const ForwardParameters<T>& p, const QueryBlock& q, int key_run,
+/// The kinds of one tile of others for the warpgroups of a block: bit g visited, bit 16 + g masked.
+template <bool kKeys, int kGroups, int kColumns, class P>
+RINGATTN_DEVICE unsigned kinds(const P& p, const OwnBlock& own, int head, int other_run,
                                int tile_in_run) {
   unsigned result = 0;
   const int begin = tile_in_run * kColumns;
-  const int end = min(begin + kColumns, p.key_counts[key_run]);
+  const int end = min(begin + kColumns, p.other_counts[other_run]);
 #pragma unroll
   for (int g = 0; g < kGroups; ++g) {
-    const int rows = min(q.rows - g * kGroupRows, kGroupRows);
+    const int rows = min(own.rows - g * kGroupRows, kGroupRows);
     if (rows <= 0) continue;
     TileKind kind = TileKind::kMasked;
     if (p.banded) {
-      // Both ends of a row's keys move with the row.
-      const Band32 band = p.bands[q.run][key_run];
-      const int first = q.index + g * kGroupRows;
+      // Both ends of what a row sees move with the row.
+      const Band32 band = p.bands[own.run][other_run];
+      const int first = own.index + g * kGroupRows;
       const int last = first + rows - 1;
       if (first + band.begin >= end || last + band.end <= begin || band.begin >= band.end) {
         kind = TileKind::kSkip;
@@ -142,53 +161,61 @@ RINGATTN_DEVICE unsigned kinds(const ForwardParameters<T>& p, const QueryBlock& 
         kind = TileKind::kFull;
       }
     } else {
-      const Tiling& queries = p.schedule.queries;
-      const Tiling& keys = p.schedule.keys;
-      kind = p.schedule.kind(
-          q.batch, q.head,
-          (q.run == 0 ? 0 : ceil_div(queries.positions.runs[0].count, kGroupRows)) +
-              q.index / kGroupRows + g,
-          (key_run == 0 ? 0 : ceil_div(keys.positions.runs[0].count, kColumns)) + tile_in_run);
+      const PairSchedule& s = p.schedule;
+      const int mine = tiles_before(kKeys ? s.queries : s.keys, own.run) + own.index / kGroupRows + g;
+      const int other = tiles_before(kKeys ? s.keys : s.queries, other_run) + tile_in_run;
+      kind = kKeys ? s.kind(own.batch, head, mine, other) : s.kind(own.batch, head, other, mine);
     }
     if (kind == TileKind::kSkip) continue;
-    const bool masked = kind == TileKind::kMasked || end - begin < kColumns;
+    // Queries that do not exist hurt nobody; keys that do not exist must get no weight.
+    const bool masked = kind == TileKind::kMasked || end - begin < kColumns ||
+                        (!kKeys && rows < kGroupRows);
     result |= 1U << g | (masked ? 1U << (16 + g) : 0);
   }
   return result;
 }
 
-/// Tiles of a key run that a block may visit.
-template <class T, int kColumns>
-RINGATTN_DEVICE void key_tiles(const ForwardParameters<T>& p, const QueryBlock& q, int key_run,
-                               int& begin, int& end) {
-  const int count = p.key_counts[key_run];
+/// Tiles of a run of others that a block may visit.
+template <bool kKeys, int kColumns, class P>
+RINGATTN_DEVICE void other_tiles(const P& p, const OwnBlock& own, int other_run, int& begin,
+                                 int& end) {
+  const int count = p.other_counts[other_run];
   if (p.banded) {
-    const Band32 band = p.bands[q.run][key_run];
-    begin = max(q.index + band.begin, 0) / kColumns;
-    end = (min(max(q.index + q.rows - 1 + band.end, 0), count) + kColumns - 1) / kColumns;
+    const Band32 band = p.bands[own.run][other_run];
+    begin = max(own.index + band.begin, 0) / kColumns;
+    end = (min(max(own.index + own.rows - 1 + band.end, 0), count) + kColumns - 1) / kColumns;
     return;
   }
-  const Tiling& queries = p.schedule.queries;
-  const std::int64_t before =
-      key_run == 0 ? 0 : ceil_div(p.schedule.keys.positions.runs[0].count, kColumns);
-  const std::int64_t first =
-      (q.run == 0 ? 0 : ceil_div(queries.positions.runs[0].count, kGroupRows)) +
-      q.index / kGroupRows;
-  Range span = queries[first].span;
-  for (int g = 1; g * kGroupRows < q.rows; ++g) {
-    const Range other = queries[first + g].span;
-    span = {min(span.begin, other.begin), max(span.end, other.end)};
+  const Tiling& mine = kKeys ? p.schedule.queries : p.schedule.keys;
+  const Tiling& others = kKeys ? p.schedule.keys : p.schedule.queries;
+  const int before = tiles_before(others, other_run);
+  const int first = tiles_before(mine, own.run) + own.index / kGroupRows;
+  Range span = mine[first].span;
+  for (int g = 1; g * kGroupRows < own.rows; ++g) {
+    const Range next = mine[first + g].span;
+    span = {min(span.begin, next.begin), max(span.end, next.end)};
   }
-  const TileRanges seen = visit(p.schedule.mask, span, p.schedule.keys);
-  begin = static_cast<int>(max(seen.visited[key_run].begin - before, std::int64_t{0}));
-  end = static_cast<int>(max(seen.visited[key_run].end - before, std::int64_t{0}));
+  const TileRanges seen =
+      visit(kKeys ? p.schedule.mask : p.schedule.mask.transposed(), span, others);
+  begin = static_cast<int>(max(seen.visited[other_run].begin - before, std::int64_t{0}));
+  end = static_cast<int>(max(seen.visited[other_run].end - before, std::int64_t{0}));
 }
 
-/// By one warp: every step of this block of threads, late keys first.
-template <class T, int kDim, class Shared>
-RINGATTN_DEVICE void produce_steps(const ForwardParameters<T>& p, const Shared& shared) {
-  constexpr ForwardShape kShape = forward_shape(kDim);
-  constexpr int kRows = kShape.groups * kGroupRows;
+/// The state of earlier steps of a forward ring, on its way before it is wanted.
+template <class T>
+RINGATTN_DEVICE void prefetch_state(const ForwardParameters<T>& p, const OwnBlock& own) {
+  if (p.first) return;
+  const std::int64_t row = (static_cast<std::int64_t>(own.batch) * p.heads + own.head) *
+                               (p.own_counts[0] + p.own_counts[1]) +
+                           own.row;
+  ptx::prefetch_l2(p.acc + row * p.value_dim, own.rows * p.value_dim * 4);
+}
+
+/// By one warp: every step of this block of threads.
+template <bool kKeys, int kGroups, int kColumns, class P, class Shared>
+RINGATTN_DEVICE void produce_steps(const P& p, const Shared& shared) {
+  constexpr int kRows = kGroups * kGroupRows;
+  constexpr unsigned kAll = (1U << kGroups) - 1;
   const int lane = threadIdx.x % 32;
   typename Shared::Ring ring;
   typename Shared::Slots slots;
@@ -199,7 +226,7 @@ RINGATTN_DEVICE void produce_steps(const ForwardParameters<T>& p, const Shared& 
     if (lane == 0) {
       ptx::wait(shared.empty(ring.at), ring.parity ^ 1);
       asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(shared.entries + 16 * ring.at),
-                   "r"(e.key_row), "r"(e.info), "r"(e.query_row), "r"(e.head_batch)
+                   "r"(e.other_row), "r"(e.info), "r"(e.own_row), "r"(e.head_batch)
                    : "memory");
       ptx::arrive(shared.full(ring.at));
     }
@@ -209,11 +236,11 @@ RINGATTN_DEVICE void produce_steps(const ForwardParameters<T>& p, const Shared& 
     if (lane == 0) {
       ptx::wait(shared.bits_empty(slots.at), slots.parity ^ 1);
       const std::uint32_t to = shared.requests + sizeof(BitsRequest) * slots.at;
-      asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(r.query_row),
-                   "r"(r.query_index), "r"(r.rows), "r"(r.key_tile)
+      asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(r.own_row),
+                   "r"(r.own_index), "r"(r.rows), "r"(r.other_tile)
                    : "memory");
-      asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to + 16), "r"(r.key_row),
-                   "r"(r.key_index), "r"(r.columns), "r"(r.runs)
+      asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to + 16), "r"(r.other_row),
+                   "r"(r.other_index), "r"(r.columns), "r"(r.runs)
                    : "memory");
       asm volatile("st.shared.u32 [%0], %1;" ::"r"(to + 32), "r"(r.head_batch) : "memory");
       ptx::arrive(shared.wanted(slots.at));
@@ -237,43 +264,47 @@ RINGATTN_DEVICE void produce_steps(const ForwardParameters<T>& p, const Shared& 
 
 #pragma unroll 1
   for (int t = blockIdx.x; t < p.tiles; t = next_tile(t)) {
-    const QueryBlock q(p, kRows, t);
-    const int head_batch = q.head | q.batch << 16;
-    if (!p.first && lane == 0) {
-      const std::int64_t row = (static_cast<std::int64_t>(q.batch) * p.heads + q.head) *
-                                   (p.query_counts[0] + p.query_counts[1]) +
-                               q.row;
-      ptx::prefetch_l2(p.acc + row * p.value_dim, q.rows * p.value_dim * 4);
+    const OwnBlock own(p, kRows, t);
+    if constexpr (kKeys) {
+      if (lane == 0) prefetch_state(p, own);
     }
-    int info = kFirst | q.rows << kRowsShift;
-    unsigned started = 0;
+    int info = kFirst | own.rows << kRowsShift;
+    // The groups of a block of keys all take part in every step, for the gradients of its queries.
+    unsigned started = kKeys ? 0 : kAll;
+    const int heads = kKeys ? 1 : p.group;
 #pragma unroll 1
-    for (int run = 1; run >= 0; --run) {
+    for (int turn = 0; turn < 2 * heads; ++turn) {
+      const int head = kKeys ? own.head : own.head * heads + turn / 2;
+      const int head_batch = head | own.batch << 16;
+      const int run = kKeys ? 1 - turn : turn % 2;
       int begin = 0;
       int end = 0;
-      if (p.key_counts[run] > 0) key_tiles<T, kShape.columns>(p, q, run, begin, end);
+      if (p.other_counts[run] > 0) other_tiles<kKeys, kColumns>(p, own, run, begin, end);
+      if (end <= begin) continue;
+      const int chunks = ((end - 1) >> 5) - (begin >> 5) + 1;
 #pragma unroll 1
-      for (int base = (end - 1) & ~31; base > begin - 32 && end > begin; base -= 32) {
+      for (int chunk = 0; chunk < chunks; ++chunk) {
+        const int base = kKeys ? ((end - 1) & ~31) - 32 * chunk : (begin & ~31) + 32 * chunk;
         const int mine = base + lane;
-        const unsigned found = begin <= mine && mine < end
-                                   ? kinds<T, kShape.groups, kShape.columns>(p, q, run, mine)
-                                   : 0;
+        const unsigned found =
+            begin <= mine && mine < end ? kinds<kKeys, kGroups, kColumns>(p, own, head, run, mine) : 0;
         unsigned todo = __ballot_sync(0xFFFFFFFFU, found != 0);
 #pragma unroll 1
         while (todo != 0) {
-          const int from = 31 - __clz(static_cast<int>(todo));
+          const int from =
+              kKeys ? 31 - __clz(static_cast<int>(todo)) : __ffs(static_cast<int>(todo)) - 1;
           todo ^= 1U << from;
           const unsigned kind = __shfl_sync(0xFFFFFFFFU, found, from);
-          const int index = (base + from) * kShape.columns;
-          const int key_row = index + run * p.key_counts[0];
+          const int index = (base + from) * kColumns;
+          const int other_row = index + run * p.other_counts[0];
           // A group that sees nothing here but has seen something gets bits, all 0.
-          constexpr unsigned kAll = (1U << kShape.groups) - 1;
           started |= kind & kAll;
           const int masked = static_cast<int>((kind >> 16 | (started & ~kind)) & kAll) * kMasked;
-          const int now = kHasKeys | masked | static_cast<int>(~started & kAll) * kSkip;
+          const int now = kHasOthers | masked | static_cast<int>(~started & kAll) * kSkip;
           const int steps = held.info >> kStepsShift;
-          if (holding && masked == 0 && (held.info & (kMaskedAny | kHasKeys | 7 * kSkip)) == now &&
-              held.key_row - steps * kShape.columns == key_row && steps < kMostSteps) {
+          const int next_row = held.other_row + (kKeys ? -steps : steps) * kColumns;
+          if (holding && masked == 0 && (held.info & (kMaskedAny | kHasOthers | 7 * kSkip)) == now &&
+              next_row == other_row && held.head_batch == head_batch && steps < kMostSteps) {
             held.info += kStep;
             continue;
           }
@@ -281,39 +312,36 @@ RINGATTN_DEVICE void produce_steps(const ForwardParameters<T>& p, const Shared& 
             held.info |= kMore;
             publish(held);
           }
-          held = {key_row, info | now | kStep, q.row, head_batch};
+          held = {other_row, info | now | kStep, own.row, head_batch};
           holding = true;
           info &= ~kFirst;
           if (masked != 0) {
-            const std::int64_t before =
-                run == 0 ? 0 : ceil_div(p.schedule.keys.positions.runs[0].count, kShape.columns);
-            request({q.row,
-                     q.index,
-                     q.rows,
-                     static_cast<int>(before) + base + from,
-                     key_row,
+            request({own.row,
+                     own.index,
+                     own.rows,
+                     tiles_before(kKeys ? p.schedule.keys : p.schedule.queries, run) + base + from,
+                     other_row,
                      index,
-                     min(kShape.columns, p.key_counts[run] - index),
-                     q.run | run << 1,
+                     min(kColumns, p.other_counts[run] - index),
+                     own.run | run << 1,
                      head_batch,
                      {}});
           }
         }
       }
     }
-    publish(holding ? held : StepEntry{0, info, q.row, head_batch});
+    publish(holding ? held : StepEntry{0, info, own.row, own.head | own.batch << 16});
     holding = false;
   }
   publish({0, kEnd, 0, 0});
   request({});
 }
 
-/// By the warps that find bits: words of kColumns / 32 (rounded up to 4) per row, columns beyond
-/// the tile and rows beyond the block 0.
-template <class T, int kDim, int kThreads, class Shared>
-RINGATTN_DEVICE void find_bits(const ForwardParameters<T>& p, const Shared& shared, int thread) {
-  constexpr ForwardShape kShape = forward_shape(kDim);
-  constexpr int kRows = kShape.groups * kGroupRows;
+/// By the warps that find bits: 4 words of 32 columns per own row, columns beyond the tile and rows
+/// beyond the block 0.
+template <bool kKeys, int kGroups, int kThreads, class P, class Shared>
+RINGATTN_DEVICE void find_bits(const P& p, const Shared& shared, int thread) {
+  constexpr int kRows = kGroups * kGroupRows;
   typename Shared::Slots slots;
 #pragma unroll 1
   for (;; slots.advance()) {
@@ -321,11 +349,11 @@ RINGATTN_DEVICE void find_bits(const ForwardParameters<T>& p, const Shared& shar
     const std::uint32_t from = shared.requests + sizeof(BitsRequest) * slots.at;
     BitsRequest r;
     asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r.query_row), "=r"(r.query_index), "=r"(r.rows), "=r"(r.key_tile)
+                 : "=r"(r.own_row), "=r"(r.own_index), "=r"(r.rows), "=r"(r.other_tile)
                  : "r"(from)
                  : "memory");
     asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r.key_row), "=r"(r.key_index), "=r"(r.columns), "=r"(r.runs)
+                 : "=r"(r.other_row), "=r"(r.other_index), "=r"(r.columns), "=r"(r.runs)
                  : "r"(from + 16)
                  : "memory");
     asm volatile("ld.shared.u32 %0, [%1];" : "=r"(r.head_batch) : "r"(from + 32) : "memory");
@@ -340,11 +368,12 @@ RINGATTN_DEVICE void find_bits(const ForwardParameters<T>& p, const Shared& shar
       if (row < r.rows && columns > 0) {
         if (p.banded) {
           const Band32 band = p.bands[r.runs & 1][r.runs >> 1];
-          const int shift = r.query_index + row - r.key_index - first;
+          const int shift = r.own_index + row - r.other_index - first;
           word = bit_range(max(shift + band.begin, 0), min(shift + band.end, columns));
         } else {
-          word = visible_word<true>(p.schedule, r.head_batch >> 16, r.head_batch & 0xFFFF,
-                                    r.query_row + row, p.schedule.keys[r.key_tile], first, columns);
+          const Tiling& others = kKeys ? p.schedule.keys : p.schedule.queries;
+          word = visible_word<kKeys>(p.schedule, r.head_batch >> 16, r.head_batch & 0xFFFF,
+                                     r.own_row + row, others[r.other_tile], first, columns);
         }
       }
       asm volatile("st.shared.u32 [%0], %1;" ::"r"(to + 4 * n), "r"(word) : "memory");

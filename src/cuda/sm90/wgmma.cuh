@@ -101,6 +101,36 @@ struct Wgmma;
           : RINGATTN_OUT_##r("+f")                                                               \
           : "l"(a), "l"(b));                                                                     \
     }                                                                                            \
+    /* d = a b' + (keep != 0 ? d : 0): as the compiler does not know which, d stays where it is. */ \
+    RINGATTN_DEVICE static void multiply_in_place(float (&d)[r], std::uint64_t a,                \
+                                                  std::uint64_t b, int keep) {                   \
+      asm volatile(                                                                              \
+          "{.reg .pred p; setp.ne.b32 p, %" #a2 ", 0;\n"                                         \
+          "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" RINGATTN_LIST_##r \
+          "}, %" #a0 ", %" #a1 ", p, 1, 1, 0, 0;}\n"                                             \
+          : RINGATTN_OUT_##r("+f")                                                               \
+          : "l"(a), "l"(b), "r"(keep));                                                          \
+    }                                                                                            \
+    /* d = a b + (keep != 0 ? d : 0), both in shared memory, summed over the rows of b. */       \
+    RINGATTN_DEVICE static void multiply_columns_in_place(float (&d)[r], std::uint64_t a,        \
+                                                          std::uint64_t b, int keep) {           \
+      asm volatile(                                                                              \
+          "{.reg .pred p; setp.ne.b32 p, %" #a2 ", 0;\n"                                         \
+          "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" RINGATTN_LIST_##r \
+          "}, %" #a0 ", %" #a1 ", p, 1, 1, 0, 1;}\n"                                             \
+          : RINGATTN_OUT_##r("+f")                                                               \
+          : "l"(a), "l"(b), "r"(keep));                                                          \
+    }                                                                                            \
+    /* d += a b. */                                                                              \
+    RINGATTN_DEVICE static void multiply_add_columns(float (&d)[r], std::uint64_t a,             \
+                                                     std::uint64_t b) {                          \
+      asm volatile(                                                                              \
+          "{.reg .pred p; setp.ne.b32 p, 1, 0;\n"                                                \
+          "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" RINGATTN_LIST_##r \
+          "}, %" #a0 ", %" #a1 ", p, 1, 1, 0, 1;}\n"                                             \
+          : RINGATTN_OUT_##r("+f")                                                               \
+          : "l"(a), "l"(b));                                                                     \
+    }                                                                                            \
     /* d += a b, a in registers, b in shared memory, summed over the rows of b. */               \
     RINGATTN_DEVICE static void multiply_add(float (&d)[r], const std::uint32_t* a,              \
                                              std::uint64_t b) {                                  \

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// How the sums of dQ between steps lie where the kernels for Hopper gather them: in tiles of
+// queries, each as the registers of a warpgroup hold it, so that 16 bytes of a thread lie together
+// and those of a warp fill whole lines.
+#pragma once
+
+#include <cstdint>
+
+#include "ringattn/mask.h"
+#include "schedule.h"
+
+namespace ringattn::cuda {
+
+struct QueryTiles {
+  int rows = 0;  // of a tile; 0: no tiles, the sums lie as [B, H, Sq, D]
+  int dim = 0;   // of a row, padded
+  std::int64_t counts[2] = {0, 0};  // rows of the two runs
+
+  /// A 64 x 64 part of a tile, in floats: what one warpgroup holds.
+  static constexpr int kPart = 64 * 64;
+
+  RINGATTN_HOST_DEVICE constexpr std::int64_t first_run_tiles() const {
+    return ceil_div(counts[0], rows);
+  }
+  /// Tiles of one head of one batch row.
+  RINGATTN_HOST_DEVICE constexpr std::int64_t count() const {
+    return rows == 0 ? 0 : first_run_tiles() + ceil_div(counts[1], rows);
+  }
+  RINGATTN_HOST_DEVICE constexpr std::int64_t floats() const {
+    return count() * rows * dim;
+  }
+  /// Where a row of a shard lies: its tile, and its place in that.
+  RINGATTN_HOST_DEVICE constexpr std::int64_t tile(std::int64_t row) const {
+    return row < counts[0] ? row / rows : first_run_tiles() + (row - counts[0]) / rows;
+  }
+  RINGATTN_HOST_DEVICE constexpr int row_in_tile(std::int64_t row) const {
+    return static_cast<int>((row < counts[0] ? row : row - counts[0]) % rows);
+  }
+  /// Of one number; `head`: of all heads of all batch rows.
+  RINGATTN_HOST_DEVICE constexpr std::int64_t index(std::int64_t head, std::int64_t row,
+                                                    int column) const {
+    const int r = row_in_tile(row);
+    const int part = r / 64 * (dim / 64) + column / 64;
+    const int c = column % 64;
+    const int thread = r % 64 / 16 * 32 + r % 8 * 4 + c % 8 / 2;
+    return (head * count() + tile(row)) * rows * dim + part * kPart + c / 8 * 512 + thread * 4 +
+           r % 16 / 8 * 2 + c % 2;
+  }
+};
+
+}  // namespace ringattn::cuda

@@ -1,0 +1,409 @@
+// SPDX-License-Identifier: Apache-2.0
+// The backward pass on Hopper (Dao et al. 2022, arXiv 2205.14135, algorithm 4, with the roles of
+// FlashAttention-3, Shah et al. 2024, arXiv 2407.08608). A block keeps 128 keys and their values; the
+// queries that see them, with the gradients of their outputs, pass by. Scores are held transposed:
+// rows are keys. One block per multiprocessor, alive until there are no more keys.
+#pragma once
+
+#include "cuda/sm90/backward_layout.cuh"
+#include "cuda/sm90/gradient_rows.cuh"
+#include "cuda/sm90/persistent.cuh"
+#include "cuda/sm90/products.cuh"
+#include "cuda/sm90/softmax.cuh"
+
+namespace ringattn::cuda::sm90 {
+
+/// Copies keys and values of every block of own rows, and queries, gradients and statistics of every
+/// step, into shared memory.
+template <class T, int kDim>
+RINGATTN_DEVICE void fetch_backward(const BackwardParameters<T>& p, std::uint32_t base,
+                                    const typename BackwardLayout<kDim>::Steps& steps,
+                                    const CUtensorMap* query, const CUtensorMap* dout,
+                                    const CUtensorMap* key, const CUtensorMap* value) {
+  using Layout = BackwardLayout<kDim>;
+  const auto barrier = [&](int i) { return base + Layout::kBarriers + 8 * i; };
+  typename Layout::Steps::Ring ring;
+  Place<Layout::kShape.stages> stage;
+  int own_parity = 1;
+#pragma unroll 1
+  for (;; ring.advance()) {
+    ptx::wait(steps.full(ring.at), ring.parity);
+    const StepEntry e = steps.entry(ring.at);
+    ptx::arrive(steps.empty(ring.at));
+    if ((e.info & kEnd) != 0) return;
+    if ((e.info & kHasOthers) == 0) continue;
+    const int head = e.head_batch & 0xFFFF;
+    const int batch = e.head_batch >> 16;
+    const int tile = query_tile<T, Layout::kQueries>(p, e.other_row, e.head_batch);
+#pragma unroll 1
+    for (int step = 0; step < e.info >> kStepsShift; ++step) {
+      const int row = e.other_row + step * Layout::kQueries;
+      const std::uint32_t full = barrier(Layout::kQueryFull + stage.at);
+      ptx::wait(barrier(Layout::kQueryEmpty + stage.at), stage.parity ^ 1);
+      ptx::arrive_expecting(full, 2 * Layout::kQueryBytes + Layout::kStatisticsBytes);
+      const std::uint32_t to = base + Layout::kQuery + stage.at * Layout::kQueryBytes;
+#pragma unroll 1
+      for (int i = 0; i < Layout::kPanels; ++i) {
+        ptx::load_box(to + i * Layout::kQueries * 128, query, full, 64 * i, row, head, batch);
+      }
+#pragma unroll 1
+      for (int i = 0; i < Layout::kPanels; ++i) {
+        ptx::load_box(to + Layout::kDout - Layout::kQuery + i * Layout::kQueries * 128, dout, full,
+                      64 * i, row, head, batch);
+      }
+      ptx::load_bytes(base + Layout::kStatistics + stage.at * Layout::kStatisticsBytes,
+                      p.statistics + static_cast<std::int64_t>(tile + step) * (2 * Layout::kQueries),
+                      Layout::kStatisticsBytes, full);
+      stage.advance();
+      if (step > 0 || (e.info & kFirst) == 0) continue;
+      ptx::wait(barrier(Layout::kKeyEmpty), own_parity);
+      own_parity ^= 1;
+      ptx::arrive_expecting(barrier(Layout::kKeyFull), 2 * Layout::kKeyBytes);
+#pragma unroll 1
+      for (int i = 0; i < Layout::kPanels; ++i) {
+        ptx::load_box(base + Layout::kKey + i * Layout::kRows * 128, key, barrier(Layout::kKeyFull),
+                      64 * i, e.own_row, head / p.group, batch);
+        ptx::load_box(base + Layout::kValue + i * Layout::kRows * 128, value,
+                      barrier(Layout::kKeyFull), 64 * i, e.own_row, head / p.group, batch);
+      }
+    }
+  }
+}
+
+/// What a warpgroup computes: all steps of all its rows.
+template <class T, int kDim, bool kCap>
+RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint32_t base,
+                                      const typename BackwardLayout<kDim>::Steps& steps, int group) {
+  using Layout = BackwardLayout<kDim>;
+  constexpr int kQueries = Layout::kQueries;
+  constexpr int kRows = Layout::kRows;
+  constexpr int kParts = kQueries / 64;
+  constexpr bool kWide = kDim > 64;  // gradients of queries are shared by columns, else by rows
+  const int lane = threadIdx.x % 32;
+  const int warp = threadIdx.x % 128 / 32;
+  const int own_row = group * kGroupRows + warp * 16 + lane / 4;
+  const auto barrier = [&](int i) { return base + Layout::kBarriers + 8 * i; };
+  const std::uint64_t key_rows = ptx::descriptor(base + Layout::kKey + group * kGroupRows * 128, 16);
+  const std::uint64_t value_rows =
+      ptx::descriptor(base + Layout::kValue + group * kGroupRows * 128, 16);
+  const std::uint64_t query_rows = ptx::descriptor(base + Layout::kQuery, 16);
+  const std::uint64_t dout_rows = ptx::descriptor(base + Layout::kDout, 16);
+  const std::uint64_t query_columns = ptx::descriptor(base + Layout::kQuery, kQueries * 128);
+  const std::uint64_t dout_columns = ptx::descriptor(base + Layout::kDout, kQueries * 128);
+  const std::uint64_t key_columns =
+      ptx::descriptor(base + Layout::kKey + (kWide ? group * kRows * 128 : 0), kRows * 128);
+  const std::uint64_t score_rows =
+      ptx::descriptor(base + Layout::kScores + (kWide ? 0 : group * kGroupRows * 128), 16);
+  // Where this thread's part of a transposed tile of scores goes.
+  const std::uint32_t score_to =
+      base + Layout::kScores + group * kQueries * 128 + (lane / 16 * 8 + lane % 8) * 128 +
+      ((2 * warp + lane / 8 % 2) ^ lane % 8) * 16;
+
+  typename Layout::Steps::Ring ring;
+  typename Layout::Steps::Slots slots;
+  Place<Layout::kShape.stages> stage;
+  int own_parity = 0;
+  int buffer = 0;
+
+  float dkey[kDim / 2];
+  float dvalue[kDim / 2];
+  // Tiles in parts of 64 queries. `a` holds scores, then weights, then both of the tiles that are
+  // gathered, rounded and packed: weights in the first half of a part, gradients of scores in the
+  // second. `b` holds gradients of weights, then of scores, then those of queries. Both stay where
+  // they are from step to step: that and the two sums is all that the registers take.
+  float a[kParts][32];
+  float b[kParts][32];
+  const int zero = p.tiles < 0 ? 1 : 0;  // as nobody but us knows
+
+  int info = 0;
+  int todo = 0;
+  int tile = 0;  // of the current step
+  const auto take_up = [&] {
+    todo = info >> kStepsShift << 1 | (info & kMore);
+    if (lane == 0) ptx::arrive(steps.empty(ring.at));
+    ring.advance();
+  };
+  const auto open = [&] {
+    ptx::wait(steps.full(ring.at), ring.parity);
+    StepEntry e = steps.entry(ring.at);
+    e.info = ptx::uniform(e.info);
+    e.own_row = ptx::uniform(e.own_row);
+    e.head_batch = ptx::uniform(e.head_batch);
+    info = e.info;
+    tile = query_tile<T, kQueries>(p, ptx::uniform(e.other_row), e.head_batch);
+    take_up();
+    return e;
+  };
+  // The next entry of these rows: that it is there is known from its queries.
+  const auto next_entry = [&] {
+    const StepEntry e = steps.entry(ring.at);
+    info = ptx::uniform(e.info);
+    tile = query_tile<T, kQueries>(p, ptx::uniform(e.other_row), ptx::uniform(e.head_batch));
+    take_up();
+  };
+  const auto wait_queries = [&] {
+    ptx::wait(barrier(Layout::kQueryFull + stage.at), stage.parity);
+  };
+  const auto stage_offset = [&] { return (stage.at * Layout::kQueryBytes) >> 4; };
+  const auto issue_scores = [&]() __attribute__((always_inline)) {
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) {
+      multiply_rows_in_place<T, kDim, kRows, kQueries>(
+          a[i], key_rows, query_rows + stage_offset() + i * 512, zero);
+    }
+    ptx::wgmma_commit();
+  };
+  const auto issue_dweights = [&]() __attribute__((always_inline)) {
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) {
+      multiply_rows_in_place<T, kDim, kRows, kQueries>(
+          b[i], value_rows, dout_rows + stage_offset() + i * 512, zero);
+    }
+    ptx::wgmma_commit();
+  };
+  const auto issue_sums = [&]() __attribute__((always_inline)) {
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) {
+      gather_packed<T, kDim>(dvalue, a[i], dout_columns + stage_offset() + i * 512);
+    }
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) {
+      gather_packed<T, kDim>(dkey, a[i] + 16, query_columns + stage_offset() + i * 512);
+    }
+    ptx::wgmma_commit();
+  };
+  const auto issue_dquery = [&]() __attribute__((always_inline)) {
+    ptx::named_sync(1 + 2 * buffer + group, 256);
+    ptx::wgmma_fence();
+    multiply_columns_in_place<T, kRows, kQueries>(
+        b[0], score_rows + ((buffer * Layout::kScoreBytes) >> 4), key_columns, zero);
+    ptx::wgmma_commit();
+    buffer ^= 1;
+  };
+  const auto pin_a = [&] {
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) ptx::pin(a[i]);
+  };
+  const auto pin_b = [&] {
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) ptx::pin(b[i]);
+  };
+  const auto add_dquery = [&](int to_tile) __attribute__((always_inline)) {
+    float* to = p.dquery_sum + static_cast<std::int64_t>(to_tile) * (kQueries * kDim) +
+                group * (64 * 64) + threadIdx.x % 128 * 4;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      ptx::add_global(to + i * 512, b[0][4 * i], b[0][4 * i + 1], b[0][4 * i + 2],
+                      b[0][4 * i + 3]);
+    }
+  };
+  const auto statistics = [&] {
+    return base + Layout::kStatistics + stage.at * Layout::kStatisticsBytes + lane % 4 * 8;
+  };
+  // Scores to weights. With a cap they wait for the gradients of weights, which take its slope.
+  const auto exponentiate = [&]() __attribute__((always_inline)) {
+    if constexpr (kCap) return;
+#pragma unroll
+    for (int n = 0; n < kQueries / 8; ++n) {
+      const float2 lse = load_pair(statistics() + n * 32);
+      float* x = a[n / 8] + n % 8 * 4;
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        x[e] = ptx::power_of_two(fmaf(x[e], p.score_scale, e % 2 == 0 ? -lse.x : -lse.y));
+      }
+    }
+  };
+  // Weights and their gradients to weights and gradients of scores, packed.
+  const auto differentiate = [&]() __attribute__((always_inline)) {
+#pragma unroll
+    for (int n = 0; n < kQueries / 8; ++n) {
+      const float2 delta = load_pair(statistics() + kQueries * 4 + n * 32);
+      float* w = a[n / 8] + n % 8 * 4;
+      float* x = b[n / 8] + n % 8 * 4;
+#pragma unroll
+      for (int e = 0; e < 4; ++e) x[e] -= e % 2 == 0 ? delta.x : delta.y;
+      if constexpr (kCap) {
+        const float2 lse = load_pair(statistics() + n * 32);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const float t = unit_cap<T>(w[e], p.score_scale);
+          w[e] = ptx::power_of_two(fmaf(t, p.log2_cap, e % 2 == 0 ? -lse.x : -lse.y));
+          x[e] *= fmaf(-t, t, 1.0F);
+        }
+      }
+#pragma unroll
+      for (int e = 0; e < 4; ++e) x[e] *= w[e];
+    }
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) {
+#pragma unroll
+      for (int n = 0; n < 16; ++n) {
+        a[i][n] = __uint_as_float(ptx::pack<T>(a[i][2 * n], a[i][2 * n + 1]));
+      }
+#pragma unroll
+      for (int n = 0; n < 16; ++n) {
+        a[i][16 + n] = __uint_as_float(ptx::pack<T>(b[i][2 * n], b[i][2 * n + 1]));
+      }
+    }
+    if ((info & kMaskedAny) != 0) {
+      if ((info & kMasked << group) != 0) {
+        ptx::wait(steps.bits_full(slots.at), slots.parity);
+        const std::uint32_t bits = steps.bits + steps.bits_bytes * slots.at + 16 * own_row;
+        const uint4 low = load_words(bits);
+        const uint4 high = load_words(bits + 128);
+#pragma unroll
+        for (int i = 0; i < kParts; ++i) {
+          hide_packed(a[i], part_of(low, i), part_of(high, i));
+          hide_packed(a[i] + 16, part_of(low, i), part_of(high, i));
+        }
+      }
+      __syncwarp();
+      if (lane == 0) ptx::arrive(steps.bits_empty(slots.at));
+      slots.advance();
+    }
+    // For the gradients of queries, which both groups gather.
+#pragma unroll
+    for (int k = 0; k < kQueries / 16; ++k) {
+      const float* g = a[k / 4] + 16 + k % 4 * 4;
+      ptx::store_transposed(score_to + buffer * Layout::kScoreBytes + k * 2048,
+                            __float_as_uint(g[0]), __float_as_uint(g[1]), __float_as_uint(g[2]),
+                            __float_as_uint(g[3]));
+    }
+    ptx::fence_shared();
+    ptx::named_arrive(1 + 2 * buffer + (group ^ 1), 256);
+  };
+  StepEntry now = open();
+  while ((now.info & kEnd) == 0) {
+#pragma unroll
+    for (int i = 0; i < kDim / 2; ++i) dkey[i] = dvalue[i] = 0.0F;
+    if ((now.info & kHasOthers) != 0) {
+      ptx::wait(barrier(Layout::kKeyFull), own_parity);
+      own_parity ^= 1;
+      wait_queries();
+      todo -= 2;
+      issue_scores();
+      issue_dweights();
+      ptx::wgmma_wait<0>();
+      pin_a();
+      pin_b();
+      exponentiate();
+      differentiate();
+      while (todo != 0) {
+        issue_sums();
+        const int done = tile;
+        const std::uint32_t leaving = barrier(Layout::kQueryEmpty + stage.at);
+        stage.advance();
+        wait_queries();
+        if (todo == 1) {
+          next_entry();
+        } else {
+          ++tile;
+        }
+        todo -= 2;
+        ptx::wgmma_wait<0>();
+        pin_a();
+        if (lane == 0) ptx::arrive(leaving);
+        issue_scores();
+        issue_dquery();
+        ptx::wgmma_wait<0>();
+        pin_a();
+        pin_b();
+        add_dquery(done);
+        issue_dweights();
+        exponentiate();
+        ptx::wgmma_wait<0>();
+        pin_b();
+        differentiate();
+      }
+      issue_sums();
+      issue_dquery();
+      ptx::wgmma_wait<0>();
+      pin_a();
+      pin_b();
+      ptx::pin(dkey);
+      ptx::pin(dvalue);
+      if (lane == 0) {
+        ptx::arrive(barrier(Layout::kQueryEmpty + stage.at));
+        ptx::arrive(barrier(Layout::kKeyEmpty));
+      }
+      stage.advance();
+      add_dquery(tile);
+    }
+    const StepEntry done = now;
+    now = open();
+    const int valid = (done.info >> kRowsShift & 0xFF) - own_row;
+    const int batch = done.head_batch >> 16;
+    const int head = (done.head_batch & 0xFFFF) / p.group;
+    store_gradient<T, kDim>(dkey, p.dkey_out, p.dkey, p, p.head_dim, batch, head,
+                            done.own_row + own_row, valid, p.scale);
+    store_gradient<T, kDim>(dvalue, p.dvalue_out, p.dvalue, p, p.value_dim, batch, head,
+                            done.own_row + own_row, valid, 1.0F);
+  }
+}
+
+template <class T, int kDim, bool kCap>
+__global__ void __launch_bounds__(BackwardLayout<kDim>::kThreads, 1)
+    backward_kernel(const __grid_constant__ BackwardParameters<T> p,
+                    const __grid_constant__ CUtensorMap query,
+                    const __grid_constant__ CUtensorMap dout,
+                    const __grid_constant__ CUtensorMap key,
+                    const __grid_constant__ CUtensorMap value) {
+  using Layout = BackwardLayout<kDim>;
+  constexpr BackwardShape kShape = Layout::kShape;
+  extern __shared__ __align__(1024) unsigned char memory[];
+  const auto base = static_cast<std::uint32_t>(__cvta_generic_to_shared(memory));
+  typename Layout::Steps steps;
+  steps.entries = base + Layout::kEntries;
+  steps.requests = base + Layout::kRequests;
+  steps.bits = base + Layout::kBits;
+  steps.barriers = base + Layout::kBarriers;
+  steps.bits_bytes = Layout::kBitsBytes;
+  const auto barrier = [&](int i) { return base + Layout::kBarriers + 8 * i; };
+
+  if (threadIdx.x == 0) {
+    if ((base & 1023) != 0) __trap();  // swizzled tiles need it
+    steps.init_barriers(kShape.groups);
+    ptx::barrier_init(barrier(Layout::kKeyFull), 1);
+    ptx::barrier_init(barrier(Layout::kKeyEmpty), 4 * kShape.groups);
+    for (int i = 0; i < kShape.stages; ++i) {
+      ptx::barrier_init(barrier(Layout::kQueryFull + i), 1);
+      ptx::barrier_init(barrier(Layout::kQueryEmpty + i), 4 * kShape.groups);
+    }
+    ptx::fence_barrier_init();
+    ptx::prefetch_map(&query);
+    ptx::prefetch_map(&dout);
+    ptx::prefetch_map(&key);
+    ptx::prefetch_map(&value);
+  }
+  __syncthreads();
+
+  const int group = ptx::uniform(static_cast<int>(threadIdx.x / 128));
+  if (group == 0) {
+    ptx::release_registers<kShape.fetch_registers>();
+    const int warp = threadIdx.x / 32;
+    if (warp == 0) {
+      if (threadIdx.x == 0) fetch_backward<T, kDim>(p, base, steps, &query, &dout, &key, &value);
+    } else if (warp == 1) {
+      produce_steps<false, kShape.groups, kShape.queries>(p, steps);
+    } else {
+      find_bits<false, kShape.groups, 64>(p, steps, threadIdx.x - 64);
+    }
+  } else {
+    ptx::request_registers<kShape.compute_registers>();
+    compute_backward<T, kDim, kCap>(p, base, steps, group - 1);
+  }
+}
+
+template <class T, int kDim, bool kCap>
+cudaError_t launch_backward(const BackwardParameters<T>& p, const CUtensorMap& query,
+                            const CUtensorMap& dout, const CUtensorMap& key,
+                            const CUtensorMap& value, cudaStream_t stream) {
+  using Layout = BackwardLayout<kDim>;
+  return launch_persistent<backward_kernel<T, kDim, kCap>, Layout::kThreads, Layout::kBytes>(
+      p.tiles, stream, p, query, dout, key, value);
+}
+
+}  // namespace ringattn::cuda::sm90

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where everything of a backward block lies in shared memory, and which barrier is for what.
+#pragma once
+
+#include "cuda/sm90/parameters.h"
+#include "cuda/sm90/steps.cuh"
+
+namespace ringattn::cuda::sm90 {
+
+template <int kDim>
+struct BackwardLayout {
+  static constexpr BackwardShape kShape = backward_shape(kDim);
+  static constexpr int kThreads = 128 * (kShape.groups + 1);
+  static constexpr int kRows = kGroupRows * kShape.groups;  // of keys
+  static constexpr int kQueries = kShape.queries;
+  static constexpr int kPanels = kDim / 64;
+  static constexpr int kRing = 4;
+  static constexpr int kSlots = 2;
+  static constexpr int kKeyBytes = kRows * kDim * 2;
+  static constexpr int kQueryBytes = kQueries * kDim * 2;
+  static constexpr int kStatisticsBytes = kQueries * 8;
+  static constexpr int kScoreBytes = kQueries * kRows * 2;
+  static constexpr int kBitsBytes = kRows * 16;
+
+  static constexpr int kKey = 0;
+  static constexpr int kValue = kKeyBytes;
+  static constexpr int kQuery = kValue + kKeyBytes;
+  static constexpr int kDout = kQuery + kShape.stages * kQueryBytes;
+  static constexpr int kScores = kDout + kShape.stages * kQueryBytes;  // gradients of scores, two
+  static constexpr int kStatistics = kScores + 2 * kScoreBytes;
+  static constexpr int kBits = kStatistics + kShape.stages * kStatisticsBytes;
+  static constexpr int kEntries = kBits + kSlots * kBitsBytes;
+  static constexpr int kRequests = kEntries + kRing * static_cast<int>(sizeof(StepEntry));
+  static constexpr int kBarriers = kRequests + kSlots * static_cast<int>(sizeof(BitsRequest));
+
+  struct Steps : StepShared<kRing, kSlots> {
+    using Ring = Place<kRing>;
+    using Slots = Place<kSlots>;
+  };
+  static constexpr int kKeyFull = Steps::kBarriers;  // keys and values
+  static constexpr int kKeyEmpty = kKeyFull + 1;
+  static constexpr int kQueryFull = kKeyFull + 2;  // queries, gradients, statistics of a stage
+  static constexpr int kQueryEmpty = kQueryFull + kShape.stages;
+  static constexpr int kBytes = kBarriers + 8 * (kQueryEmpty + kShape.stages);
+  static_assert(kBytes <= 227 * 1024);
+};
+
+/// The tile of queries that begins at a row of the shard, of all heads' tiles.
+template <class T, int kQueries>
+RINGATTN_DEVICE int query_tile(const BackwardParameters<T>& p, int row, int head_batch) {
+  const int late = row - p.other_counts[0];
+  const int tile = late >= 0 ? p.first_run_tiles + late / kQueries : row / kQueries;
+  return ((head_batch >> 16) * p.heads + (head_batch & 0xFFFF)) * p.query_tiles + tile;
+}
+
+}  // namespace ringattn::cuda::sm90
