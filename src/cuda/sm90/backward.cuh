@@ -205,14 +205,15 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
   };
   // Scores to weights. With a cap they wait for the gradients of weights, which take its slope.
   const auto exponentiate = [&]() __attribute__((always_inline)) {
-    if constexpr (kCap) return;
+    if constexpr (!kCap) {
 #pragma unroll
-    for (int n = 0; n < kQueries / 8; ++n) {
-      const float2 lse = load_pair(statistics() + n * 32);
-      float* x = a[n / 8] + n % 8 * 4;
+      for (int n = 0; n < kQueries / 8; ++n) {
+        const float2 lse = load_pair(statistics() + n * 32);
+        float* x = a[n / 8] + n % 8 * 4;
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        x[e] = ptx::power_of_two(fmaf(x[e], p.score_scale, e % 2 == 0 ? -lse.x : -lse.y));
+        for (int e = 0; e < 4; ++e) {
+          x[e] = ptx::power_of_two(fmaf(x[e], p.score_scale, e % 2 == 0 ? -lse.x : -lse.y));
+        }
       }
     }
   };
