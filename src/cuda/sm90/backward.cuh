@@ -176,6 +176,7 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
     ptx::wgmma_commit();
   };
   const auto issue_dquery = [&]() __attribute__((always_inline)) {
+    ptx::wait_bytes();  // the dQ of the step before has left
     ptx::named_sync(1 + 2 * buffer + group, 256);
     ptx::wgmma_fence();
     multiply_columns_in_place<T, kRows, kQueries>(
@@ -191,14 +192,21 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
 #pragma unroll
     for (int i = 0; i < kParts; ++i) ptx::pin(b[i]);
   };
-  const auto add_dquery = [&](int to_tile) __attribute__((always_inline)) {
-    float* to = p.dquery_sum + static_cast<std::int64_t>(to_tile) * (kQueries * kDim) +
-                group * (64 * 64) + threadIdx.x % 128 * 4;
+  // The dQ of a step leaves by the copy engine, from where store_dquery puts it.
+  const std::uint32_t dquery_at = base + Layout::kDquery + group * Layout::kPartBytes;
+  const auto store_dquery = [&]() __attribute__((always_inline)) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      ptx::add_global(to + i * 512, b[0][4 * i], b[0][4 * i + 1], b[0][4 * i + 2],
-                      b[0][4 * i + 3]);
+      ptx::store_shared(dquery_at + threadIdx.x % 128 * 16 + i * 2048, b[0][4 * i], b[0][4 * i + 1],
+                        b[0][4 * i + 2], b[0][4 * i + 3]);
     }
+    ptx::fence_shared();
+  };
+  const auto add_dquery = [&](int to_tile) __attribute__((always_inline)) {
+    ptx::named_sync(5 + group, 128);
+    ptx::add_bytes(p.dquery_sum + static_cast<std::int64_t>(to_tile) * (kQueries * kDim) +
+                       group * QueryTiles::kPart,
+                   dquery_at, Layout::kPartBytes, threadIdx.x % 128 == 0);
   };
   const auto statistics = [&] {
     return base + Layout::kStatistics + stage.at * Layout::kStatisticsBytes + lane % 4 * 8;
@@ -312,8 +320,9 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
         ptx::wgmma_wait<0>();
         pin_a();
         pin_b();
-        add_dquery(done);
+        store_dquery();
         issue_dweights();
+        add_dquery(done);
         exponentiate();
         ptx::wgmma_wait<0>();
         pin_b();
@@ -331,6 +340,7 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
         ptx::arrive(barrier(Layout::kKeyEmpty));
       }
       stage.advance();
+      store_dquery();
       add_dquery(tile);
     }
     const StepEntry done = now;
@@ -342,6 +352,7 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
                             done.own_row + own_row, valid, p.scale);
     store_gradient<T, kDim>(dvalue, p.dvalue_out, p.dvalue, p, p.value_dim, batch, head,
                             done.own_row + own_row, valid, 1.0F);
+    ptx::wait_bytes();  // shared memory must outlive it
   }
 }
 

@@ -27,7 +27,9 @@ struct BackwardLayout {
   static constexpr int kQuery = kValue + kKeyBytes;
   static constexpr int kDout = kQuery + kShape.stages * kQueryBytes;
   static constexpr int kScores = kDout + kShape.stages * kQueryBytes;  // gradients of scores, two
-  static constexpr int kStatistics = kScores + 2 * kScoreBytes;
+  static constexpr int kDquery = kScores + 2 * kScoreBytes;  // on their way out, a part per group
+  static constexpr int kPartBytes = QueryTiles::kPart * 4;
+  static constexpr int kStatistics = kDquery + kShape.groups * kPartBytes;
   static constexpr int kBits = kStatistics + kShape.stages * kStatisticsBytes;
   static constexpr int kEntries = kBits + kSlots * kBitsBytes;
   static constexpr int kRequests = kEntries + kRing * static_cast<int>(sizeof(StepEntry));

@@ -66,8 +66,8 @@ struct BackwardShape {
   int fetch_registers, compute_registers;
 };
 constexpr BackwardShape backward_shape(int dim) {
-  if (dim == 64) return {2, 128, 3, 24, 240};
-  return {2, 64, 3, 24, 240};
+  if (dim == 64) return {2, 128, 2, 24, 240};
+  return {2, 64, 2, 24, 240};
 }
 
 template <class T>

@@ -80,14 +80,26 @@ RINGATTN_DEVICE void prefetch_l2(const void* from, std::uint32_t bytes) {
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
 }
 
-/// Adds four neighbouring floats in global memory, in no particular order with other additions
-/// (9.7.13.6). 16-byte aligned.
-RINGATTN_DEVICE void add_global(float* to, float a, float b, float c, float d) {
-  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(a), "f"(b), "f"(c),
-               "f"(d)
-               : "memory");
+/// Adds floats in shared memory to those in global memory, in no particular order with other
+/// additions (9.7.9.25.5.2), if `mine`: without a branch, which would stand between a wgmma and its
+/// wait. Addresses and size are multiples of 16.
+RINGATTN_DEVICE void add_bytes(float* to, std::uint32_t from, std::uint32_t bytes, bool mine) {
+  asm volatile(
+      "{.reg .pred p; setp.ne.b32 p, %3, 0;\n"
+      "@p cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;\n"
+      "@p cp.async.bulk.commit_group;}" ::"l"(to),
+      "r"(from), "r"(bytes), "r"(static_cast<int>(mine))
+      : "memory");
+}
+/// Until what this thread has added so has been read from shared memory.
+RINGATTN_DEVICE void wait_bytes() {
+  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
 }
 
+RINGATTN_DEVICE void store_shared(std::uint32_t to, float a, float b, float c, float d) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(to), "f"(a), "f"(b), "f"(c), "f"(d)
+               : "memory");
+}
 /// Four 8 x 8 tiles of 16-bit numbers, transposed: thread 8 m + i gives the address of row i of the
 /// result of tile m (9.7.15.5.16). 16-byte aligned.
 RINGATTN_DEVICE void store_transposed(std::uint32_t to, std::uint32_t a, std::uint32_t b,
