@@ -103,7 +103,8 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
   typename Layout::Steps::Slots slots;
   Place<Layout::kShape.stages> stage;
   int own_parity = 0;
-  int buffer = 0;
+  Place<Layout::kShape.buffers> scores;  // of this step
+  Place<Layout::kShape.buffers> ready;   // of the step before
 
   float dkey[kDim / 2];
   float dvalue[kDim / 2];
@@ -175,14 +176,19 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
     }
     ptx::wgmma_commit();
   };
-  const auto issue_dquery = [&]() __attribute__((always_inline)) {
+  // A step behind: the other group may be that late. `have`: there is a step before, else the result
+  // is of no use.
+  const auto issue_dquery = [&](bool have) __attribute__((always_inline)) {
     ptx::wait_bytes();  // the dQ of the step before has left
-    ptx::named_sync(1 + 2 * buffer + group, 256);
+    if (have) {
+      ptx::named_sync(2 + 2 * ready.at + group, 256);
+    } else {
+      ptx::named_sync(8 + group, 128);
+    }
     ptx::wgmma_fence();
     multiply_columns_in_place<T, kRows, kQueries>(
-        b[0], score_rows + ((buffer * Layout::kScoreBytes) >> 4), key_columns, zero);
+        b[0], score_rows + ((ready.at * Layout::kScoreBytes) >> 4), key_columns, zero);
     ptx::wgmma_commit();
-    buffer ^= 1;
   };
   const auto pin_a = [&] {
 #pragma unroll
@@ -203,10 +209,15 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
     ptx::fence_shared();
   };
   const auto add_dquery = [&](int to_tile) __attribute__((always_inline)) {
-    ptx::named_sync(5 + group, 128);
+    if (to_tile >= 0) {
+      if (lane == 0) ptx::arrive(barrier(Layout::kScoresEmpty + ready.at));
+      ready.advance();
+    }
+    ptx::named_sync(10 + group, 128);
     ptx::add_bytes(p.dquery_sum + static_cast<std::int64_t>(to_tile) * (kQueries * kDim) +
                        group * QueryTiles::kPart,
-                   dquery_at, Layout::kPartBytes, threadIdx.x % 128 == 0);
+                   dquery_at, Layout::kPartBytes,
+                   threadIdx.x % 128 == 0 && to_tile >= 0);
   };
   const auto statistics = [&] {
     return base + Layout::kStatistics + stage.at * Layout::kStatisticsBytes + lane % 4 * 8;
@@ -274,15 +285,17 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
       slots.advance();
     }
     // For the gradients of queries, which both groups gather.
+    ptx::wait(barrier(Layout::kScoresEmpty + scores.at), scores.parity ^ 1);
 #pragma unroll
     for (int k = 0; k < kQueries / 16; ++k) {
       const float* g = a[k / 4] + 16 + k % 4 * 4;
-      ptx::store_transposed(score_to + buffer * Layout::kScoreBytes + k * 2048,
+      ptx::store_transposed(score_to + scores.at * Layout::kScoreBytes + k * 2048,
                             __float_as_uint(g[0]), __float_as_uint(g[1]), __float_as_uint(g[2]),
                             __float_as_uint(g[3]));
     }
     ptx::fence_shared();
-    ptx::named_arrive(1 + 2 * buffer + (group ^ 1), 256);
+    ptx::named_arrive(2 + 2 * scores.at + (group ^ 1), 256);
+    scores.advance();
   };
   StepEntry now = open();
   while ((now.info & kEnd) == 0) {
@@ -300,9 +313,10 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
       pin_b();
       exponentiate();
       differentiate();
+      int before = -1;
       while (todo != 0) {
         issue_sums();
-        const int done = tile;
+        const int now_tile = tile;
         const std::uint32_t leaving = barrier(Layout::kQueryEmpty + stage.at);
         stage.advance();
         wait_queries();
@@ -316,32 +330,38 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
         pin_a();
         if (lane == 0) ptx::arrive(leaving);
         issue_scores();
-        issue_dquery();
+        issue_dquery(before >= 0);
         ptx::wgmma_wait<0>();
         pin_a();
         pin_b();
         store_dquery();
         issue_dweights();
-        add_dquery(done);
+        add_dquery(before);
+        before = now_tile;
         exponentiate();
         ptx::wgmma_wait<0>();
         pin_b();
         differentiate();
       }
       issue_sums();
-      issue_dquery();
+      issue_dquery(before >= 0);
       ptx::wgmma_wait<0>();
       pin_a();
       pin_b();
       ptx::pin(dkey);
       ptx::pin(dvalue);
+      store_dquery();
+      add_dquery(before);
+      issue_dquery(true);
+      ptx::wgmma_wait<0>();
+      pin_b();
+      store_dquery();
+      add_dquery(tile);
       if (lane == 0) {
         ptx::arrive(barrier(Layout::kQueryEmpty + stage.at));
         ptx::arrive(barrier(Layout::kKeyEmpty));
       }
       stage.advance();
-      store_dquery();
-      add_dquery(tile);
     }
     const StepEntry done = now;
     now = open();
@@ -383,6 +403,9 @@ __global__ void __launch_bounds__(BackwardLayout<kDim>::kThreads, 1)
     for (int i = 0; i < kShape.stages; ++i) {
       ptx::barrier_init(barrier(Layout::kQueryFull + i), 1);
       ptx::barrier_init(barrier(Layout::kQueryEmpty + i), 4 * kShape.groups);
+    }
+    for (int i = 0; i < kShape.buffers; ++i) {
+      ptx::barrier_init(barrier(Layout::kScoresEmpty + i), 4 * kShape.groups);
     }
     ptx::fence_barrier_init();
     ptx::prefetch_map(&query);

@@ -26,8 +26,8 @@ struct BackwardLayout {
   static constexpr int kValue = kKeyBytes;
   static constexpr int kQuery = kValue + kKeyBytes;
   static constexpr int kDout = kQuery + kShape.stages * kQueryBytes;
-  static constexpr int kScores = kDout + kShape.stages * kQueryBytes;  // gradients of scores, two
-  static constexpr int kDquery = kScores + 2 * kScoreBytes;  // on their way out, a part per group
+  static constexpr int kScores = kDout + kShape.stages * kQueryBytes;  // gradients of scores
+  static constexpr int kDquery = kScores + kShape.buffers * kScoreBytes;  // on their way out, a part per group
   static constexpr int kPartBytes = QueryTiles::kPart * 4;
   static constexpr int kStatistics = kDquery + kShape.groups * kPartBytes;
   static constexpr int kBits = kStatistics + kShape.stages * kStatisticsBytes;
@@ -43,7 +43,8 @@ struct BackwardLayout {
   static constexpr int kKeyEmpty = kKeyFull + 1;
   static constexpr int kQueryFull = kKeyFull + 2;  // queries, gradients, statistics of a stage
   static constexpr int kQueryEmpty = kQueryFull + kShape.stages;
-  static constexpr int kBytes = kBarriers + 8 * (kQueryEmpty + kShape.stages);
+  static constexpr int kScoresEmpty = kQueryEmpty + kShape.stages;
+  static constexpr int kBytes = kBarriers + 8 * (kScoresEmpty + kShape.buffers);
   static_assert(kBytes <= 227 * 1024);
 };
 

@@ -62,12 +62,13 @@ cudaError_t launch(const ForwardParameters<T>& parameters, const CUtensorMap& qu
 /// key rows each, kQueries queries a step.
 struct BackwardShape {
   int groups, queries;
-  int stages;  // of queries and their gradients
+  int stages;   // of queries and their gradients
+  int buffers;  // of gradients of scores
   int fetch_registers, compute_registers;
 };
 constexpr BackwardShape backward_shape(int dim) {
-  if (dim == 64) return {2, 128, 2, 24, 240};
-  return {2, 64, 2, 24, 240};
+  if (dim == 64) return {2, 128, 2, 2, 24, 240};
+  return {2, 64, 2, 2, 24, 240};
 }
 
 template <class T>
