@@ -297,6 +297,9 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
     ptx::named_arrive(2 + 2 * scores.at + (group ^ 1), 256);
     scores.advance();
   };
+  // The groups issue their products in turns: so each has the tensor cores while the other finds
+  // weights and gradients of scores.
+  if (group == 1) ptx::named_arrive(12, 256);
   StepEntry now = open();
   while ((now.info & kEnd) == 0) {
 #pragma unroll
@@ -315,6 +318,8 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
       differentiate();
       int before = -1;
       while (todo != 0) {
+        ptx::named_sync(12 + group, 256);
+        issue_dquery(before >= 0);
         issue_sums();
         const int now_tile = tile;
         const std::uint32_t leaving = barrier(Layout::kQueryEmpty + stage.at);
@@ -326,21 +331,21 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
           ++tile;
         }
         todo -= 2;
-        ptx::wgmma_wait<0>();
-        pin_a();
-        if (lane == 0) ptx::arrive(leaving);
-        issue_scores();
-        issue_dquery(before >= 0);
-        ptx::wgmma_wait<0>();
-        pin_a();
+        ptx::wgmma_wait<1>();
         pin_b();
         store_dquery();
         issue_dweights();
         add_dquery(before);
         before = now_tile;
-        exponentiate();
+        ptx::wgmma_wait<1>();
+        pin_a();
+        if (lane == 0) ptx::arrive(leaving);
+        issue_scores();
+        ptx::named_arrive(12 + (group ^ 1), 256);
         ptx::wgmma_wait<0>();
+        pin_a();
         pin_b();
+        exponentiate();
         differentiate();
       }
       issue_sums();
