@@ -114,6 +114,7 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
   // they are from step to step: that and the two sums is all that the registers take.
   float a[kParts][32];
   float b[kParts][32];
+  float lse[16];
   const int zero = p.tiles < 0 ? 1 : 0;  // as nobody but us knows
 
   int info = 0;
@@ -206,56 +207,61 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
       ptx::store_shared(dquery_at + threadIdx.x % 128 * 16 + i * 2048, b[0][4 * i], b[0][4 * i + 1],
                         b[0][4 * i + 2], b[0][4 * i + 3]);
     }
-    ptx::fence_shared();
   };
   const auto add_dquery = [&](int to_tile) __attribute__((always_inline)) {
     if (to_tile >= 0) {
       if (lane == 0) ptx::arrive(barrier(Layout::kScoresEmpty + ready.at));
       ready.advance();
     }
+    ptx::fence_shared();
     ptx::named_sync(10 + group, 128);
     ptx::add_bytes(p.dquery_sum + static_cast<std::int64_t>(to_tile) * (kQueries * kDim) +
                        group * QueryTiles::kPart,
                    dquery_at, Layout::kPartBytes,
                    threadIdx.x % 128 == 0 && to_tile >= 0);
   };
-  const auto statistics = [&] {
-    return base + Layout::kStatistics + stage.at * Layout::kStatisticsBytes + lane % 4 * 8;
+  // Statistics of this thread's columns of a part; `which`: 0 lse, 1 delta. They lie as QueryTiles
+  // orders columns.
+  const auto load_statistics = [&](float(&x)[16], int part, int which)
+      __attribute__((always_inline)) {
+    const std::uint32_t from = base + Layout::kStatistics + stage.at * Layout::kStatisticsBytes +
+                               lane % 4 * 64 + (which * kQueries + part * 64) * 4;
+#pragma unroll
+    for (int n = 0; n < 4; ++n) ptx::load_shared(x + 4 * n, from + n * 16);
   };
   // Scores to weights. With a cap they wait for the gradients of weights, which take its slope.
-  const auto exponentiate = [&]() __attribute__((always_inline)) {
+  const auto exponentiate = [&](float(&lse)[16]) __attribute__((always_inline)) {
     if constexpr (!kCap) {
 #pragma unroll
-      for (int n = 0; n < kQueries / 8; ++n) {
-        const float2 lse = load_pair(statistics() + n * 32);
-        float* x = a[n / 8] + n % 8 * 4;
+      for (int part = 0; part < kParts; ++part) {
+        if (part > 0) load_statistics(lse, part, 0);
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          x[e] = ptx::power_of_two(fmaf(x[e], p.score_scale, e % 2 == 0 ? -lse.x : -lse.y));
+        for (int i = 0; i < 32; ++i) {
+          float& x = a[part][i];
+          x = ptx::power_of_two(fmaf(x, p.score_scale, -lse[i / 4 * 2 + i % 2]));
         }
       }
     }
   };
   // Weights and their gradients to weights and gradients of scores, packed.
-  const auto differentiate = [&]() __attribute__((always_inline)) {
+  const auto differentiate = [&](float(&lse)[16]) __attribute__((always_inline)) {
+    float delta[16];
 #pragma unroll
-    for (int n = 0; n < kQueries / 8; ++n) {
-      const float2 delta = load_pair(statistics() + kQueries * 4 + n * 32);
-      float* w = a[n / 8] + n % 8 * 4;
-      float* x = b[n / 8] + n % 8 * 4;
+    for (int part = 0; part < kParts; ++part) {
+      load_statistics(delta, part, 1);
+      if (kCap && part > 0) load_statistics(lse, part, 0);
 #pragma unroll
-      for (int e = 0; e < 4; ++e) x[e] -= e % 2 == 0 ? delta.x : delta.y;
-      if constexpr (kCap) {
-        const float2 lse = load_pair(statistics() + n * 32);
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const float t = unit_cap<T>(w[e], p.score_scale);
-          w[e] = ptx::power_of_two(fmaf(t, p.log2_cap, e % 2 == 0 ? -lse.x : -lse.y));
-          x[e] *= fmaf(-t, t, 1.0F);
+      for (int i = 0; i < 32; ++i) {
+        float& w = a[part][i];
+        float& x = b[part][i];
+        x -= delta[i / 4 * 2 + i % 2];
+        if constexpr (kCap) {
+          const float t = unit_cap<T>(w, p.score_scale);
+          w = ptx::power_of_two(fmaf(t, p.log2_cap, -lse[i / 4 * 2 + i % 2]));
+          x *= fmaf(-t, t, 1.0F);
         }
+        x *= w;
       }
-#pragma unroll
-      for (int e = 0; e < 4; ++e) x[e] *= w[e];
     }
 #pragma unroll
     for (int i = 0; i < kParts; ++i) {
@@ -293,6 +299,9 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
                             __float_as_uint(g[0]), __float_as_uint(g[1]), __float_as_uint(g[2]),
                             __float_as_uint(g[3]));
     }
+  };
+  // Once their stores have had time.
+  const auto pass_scores = [&] {
     ptx::fence_shared();
     ptx::named_arrive(2 + 2 * scores.at + (group ^ 1), 256);
     scores.advance();
@@ -311,16 +320,18 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
       todo -= 2;
       issue_scores();
       issue_dweights();
+      load_statistics(lse, 0, 0);
       ptx::wgmma_wait<0>();
       pin_a();
       pin_b();
-      exponentiate();
-      differentiate();
+      exponentiate(lse);
+      differentiate(lse);
       int before = -1;
       while (todo != 0) {
         ptx::named_sync(12 + group, 256);
         issue_dquery(before >= 0);
         issue_sums();
+        pass_scores();
         const int now_tile = tile;
         const std::uint32_t leaving = barrier(Layout::kQueryEmpty + stage.at);
         stage.advance();
@@ -342,13 +353,15 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
         if (lane == 0) ptx::arrive(leaving);
         issue_scores();
         ptx::named_arrive(12 + (group ^ 1), 256);
+        load_statistics(lse, 0, 0);
         ptx::wgmma_wait<0>();
         pin_a();
         pin_b();
-        exponentiate();
-        differentiate();
+        exponentiate(lse);
+        differentiate(lse);
       }
       issue_sums();
+      pass_scores();
       issue_dquery(before >= 0);
       ptx::wgmma_wait<0>();
       pin_a();

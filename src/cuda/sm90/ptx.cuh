@@ -96,6 +96,12 @@ RINGATTN_DEVICE void wait_bytes() {
   asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
 }
 
+RINGATTN_DEVICE void load_shared(float* x, std::uint32_t from) {
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
+               : "r"(from)
+               : "memory");
+}
 RINGATTN_DEVICE void store_shared(std::uint32_t to, float a, float b, float c, float d) {
   asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(to), "f"(a), "f"(b), "f"(c), "f"(d)
                : "memory");
