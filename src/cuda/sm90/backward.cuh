@@ -165,12 +165,16 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
     }
     ptx::wgmma_commit();
   };
-  const auto issue_sums = [&]() __attribute__((always_inline)) {
+  const auto issue_dvalue = [&]() __attribute__((always_inline)) {
     ptx::wgmma_fence();
 #pragma unroll
     for (int i = 0; i < kParts; ++i) {
       gather_packed<T, kDim>(dvalue, a[i], dout_columns + stage_offset() + i * 512);
     }
+    ptx::wgmma_commit();
+  };
+  const auto issue_dkey = [&]() __attribute__((always_inline)) {
+    ptx::wgmma_fence();
 #pragma unroll
     for (int i = 0; i < kParts; ++i) {
       gather_packed<T, kDim>(dkey, a[i] + 16, query_columns + stage_offset() + i * 512);
@@ -207,13 +211,13 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
       ptx::store_shared(dquery_at + threadIdx.x % 128 * 16 + i * 2048, b[0][4 * i], b[0][4 * i + 1],
                         b[0][4 * i + 2], b[0][4 * i + 3]);
     }
+    ptx::fence_shared();
   };
   const auto add_dquery = [&](int to_tile) __attribute__((always_inline)) {
     if (to_tile >= 0) {
       if (lane == 0) ptx::arrive(barrier(Layout::kScoresEmpty + ready.at));
       ready.advance();
     }
-    ptx::fence_shared();
     ptx::named_sync(10 + group, 128);
     ptx::add_bytes(p.dquery_sum + static_cast<std::int64_t>(to_tile) * (kQueries * kDim) +
                        group * QueryTiles::kPart,
@@ -299,9 +303,6 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
                             __float_as_uint(g[0]), __float_as_uint(g[1]), __float_as_uint(g[2]),
                             __float_as_uint(g[3]));
     }
-  };
-  // Once their stores have had time.
-  const auto pass_scores = [&] {
     ptx::fence_shared();
     ptx::named_arrive(2 + 2 * scores.at + (group ^ 1), 256);
     scores.advance();
@@ -330,8 +331,11 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
       while (todo != 0) {
         ptx::named_sync(12 + group, 256);
         issue_dquery(before >= 0);
-        issue_sums();
-        pass_scores();
+        issue_dvalue();
+        ptx::wgmma_wait<1>();
+        pin_b();
+        store_dquery();
+        issue_dkey();
         const int now_tile = tile;
         const std::uint32_t leaving = barrier(Layout::kQueryEmpty + stage.at);
         stage.advance();
@@ -342,9 +346,6 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
           ++tile;
         }
         todo -= 2;
-        ptx::wgmma_wait<1>();
-        pin_b();
-        store_dquery();
         issue_dweights();
         add_dquery(before);
         before = now_tile;
@@ -360,8 +361,8 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
         exponentiate(lse);
         differentiate(lse);
       }
-      issue_sums();
-      pass_scores();
+      issue_dvalue();
+      issue_dkey();
       issue_dquery(before >= 0);
       ptx::wgmma_wait<0>();
       pin_a();

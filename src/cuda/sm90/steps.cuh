@@ -281,13 +281,24 @@ RINGATTN_DEVICE void produce_steps(const P& p, const Shared& shared) {
       int end = 0;
       if (p.other_counts[run] > 0) other_tiles<kKeys, kColumns>(p, own, run, begin, end);
       if (end <= begin) continue;
-      const int chunks = ((end - 1) >> 5) - (begin >> 5) + 1;
+      // Where all blocks see the same queries, each begins elsewhere: additions to the same sums at
+      // the same time would wait for each other.
+      const int count = end - begin;
+      const int turned = kKeys || p.drawn ? 0
+                                          : static_cast<int>(static_cast<std::int64_t>(count) *
+                                                             (own.index / kRows) /
+                                                             max(p.own_blocks[own.run], 1));
+      const int chunks = kKeys ? ((end - 1) >> 5) - (begin >> 5) + 1 : (count + 31) >> 5;
 #pragma unroll 1
       for (int chunk = 0; chunk < chunks; ++chunk) {
-        const int base = kKeys ? ((end - 1) & ~31) - 32 * chunk : (begin & ~31) + 32 * chunk;
-        const int mine = base + lane;
+        const int base = kKeys ? ((end - 1) & ~31) - 32 * chunk : 32 * chunk + turned;
+        const auto tile_of = [&](int i) {
+          return kKeys ? base + i : begin + base + i - (base + i >= count ? count : 0);
+        };
+        const int mine = tile_of(lane);
+        const bool exists = kKeys ? begin <= mine && mine < end : base - turned + lane < count;
         const unsigned found =
-            begin <= mine && mine < end ? kinds<kKeys, kGroups, kColumns>(p, own, head, run, mine) : 0;
+            exists ? kinds<kKeys, kGroups, kColumns>(p, own, head, run, mine) : 0;
         unsigned todo = __ballot_sync(0xFFFFFFFFU, found != 0);
 #pragma unroll 1
         while (todo != 0) {
@@ -295,7 +306,8 @@ RINGATTN_DEVICE void produce_steps(const P& p, const Shared& shared) {
               kKeys ? 31 - __clz(static_cast<int>(todo)) : __ffs(static_cast<int>(todo)) - 1;
           todo ^= 1U << from;
           const unsigned kind = __shfl_sync(0xFFFFFFFFU, found, from);
-          const int index = (base + from) * kColumns;
+          const int tile = tile_of(from);
+          const int index = tile * kColumns;
           const int other_row = index + run * p.other_counts[0];
           // A group that sees nothing here but has seen something gets bits, all 0.
           started |= kind & kAll;
@@ -319,7 +331,7 @@ RINGATTN_DEVICE void produce_steps(const P& p, const Shared& shared) {
             request({own.row,
                      own.index,
                      own.rows,
-                     tiles_before(kKeys ? p.schedule.keys : p.schedule.queries, run) + base + from,
+                     tiles_before(kKeys ? p.schedule.keys : p.schedule.queries, run) + tile,
                      other_row,
                      index,
                      min(kColumns, p.other_counts[run] - index),
