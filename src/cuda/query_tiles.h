@@ -36,10 +36,10 @@ struct QueryTiles {
   RINGATTN_HOST_DEVICE constexpr int row_in_tile(std::int64_t row) const {
     return static_cast<int>((row < counts[0] ? row : row - counts[0]) % rows);
   }
-  /// Where a row's statistics lie within its tile: those that a thread needs, which holds columns
-  /// 8 n + 2 t and 8 n + 2 t + 1 of every 64, lie together.
+  /// Where a row's statistics lie within its tile: a thread, which holds columns 8 n + 2 t and
+  /// 8 n + 2 t + 1, finds those of two n together, and its neighbour's beside them.
   RINGATTN_HOST_DEVICE static constexpr int column(int row) {
-    return row / 64 * 64 + row % 8 / 2 * 16 + row % 64 / 8 * 2 + row % 2;
+    return row / 16 * 16 + row % 8 / 2 * 4 + row % 16 / 8 * 2 + row % 2;
   }
   /// Of one number; `head`: of all heads of all batch rows.
   RINGATTN_HOST_DEVICE constexpr std::int64_t index(std::int64_t head, std::int64_t row,

@@ -195,6 +195,13 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
         b[0], score_rows + ((ready.at * Layout::kScoreBytes) >> 4), key_columns, zero);
     ptx::wgmma_commit();
   };
+  // In turns each group has the tensor cores while the other finds weights and gradients of scores.
+  const auto turn = [&] {
+    if (Layout::kShape.turns) ptx::named_sync(12 + group, 256);
+  };
+  const auto pass_turn = [&] {
+    if (Layout::kShape.turns) ptx::named_arrive(12 + (group ^ 1), 256);
+  };
   const auto pin_a = [&] {
 #pragma unroll
     for (int i = 0; i < kParts; ++i) ptx::pin(a[i]);
@@ -229,9 +236,9 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
   const auto load_statistics = [&](float(&x)[16], int part, int which)
       __attribute__((always_inline)) {
     const std::uint32_t from = base + Layout::kStatistics + stage.at * Layout::kStatisticsBytes +
-                               lane % 4 * 64 + (which * kQueries + part * 64) * 4;
+                               lane % 4 * 16 + (which * kQueries + part * 64) * 4;
 #pragma unroll
-    for (int n = 0; n < 4; ++n) ptx::load_shared(x + 4 * n, from + n * 16);
+    for (int n = 0; n < 4; ++n) ptx::load_shared(x + 4 * n, from + n * 64);
   };
   // Scores to weights. With a cap they wait for the gradients of weights, which take its slope.
   const auto exponentiate = [&](float(&lse)[16]) __attribute__((always_inline)) {
@@ -307,9 +314,7 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
     ptx::named_arrive(2 + 2 * scores.at + (group ^ 1), 256);
     scores.advance();
   };
-  // The groups issue their products in turns: so each has the tensor cores while the other finds
-  // weights and gradients of scores.
-  if (group == 1) ptx::named_arrive(12, 256);
+  if (Layout::kShape.turns && group == 1) ptx::named_arrive(12, 256);
   StepEntry now = open();
   while ((now.info & kEnd) == 0) {
 #pragma unroll
@@ -329,7 +334,7 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
       differentiate(lse);
       int before = -1;
       while (todo != 0) {
-        ptx::named_sync(12 + group, 256);
+        turn();
         issue_dquery(before >= 0);
         issue_dvalue();
         ptx::wgmma_wait<1>();
@@ -353,7 +358,7 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
         pin_a();
         if (lane == 0) ptx::arrive(leaving);
         issue_scores();
-        ptx::named_arrive(12 + (group ^ 1), 256);
+        pass_turn();
         load_statistics(lse, 0, 0);
         ptx::wgmma_wait<0>();
         pin_a();

@@ -64,11 +64,12 @@ struct BackwardShape {
   int groups, queries;
   int stages;   // of queries and their gradients
   int buffers;  // of gradients of scores
+  bool turns;   // the groups issue their products in turns
   int fetch_registers, compute_registers;
 };
 constexpr BackwardShape backward_shape(int dim) {
-  if (dim == 64) return {2, 128, 2, 2, 24, 240};
-  return {2, 64, 2, 2, 24, 240};
+  if (dim == 64) return {2, 128, 2, 2, true, 24, 240};
+  return {2, 64, 2, 2, false, 24, 240};
 }
 
 template <class T>
