@@ -155,15 +155,14 @@ def _forward(setup: Setup, query, key, value, sinks, extras: Extras) -> tuple:  
         if more:
             blocks.depart(s + 1, gate)  # the next block is on its way ...
         operands = _begin(blocks, query, key, value, extras)  # ... while this one is used
-        if more:
-            results = {"state": ((batch, setup.forward_state), jnp.float32)}
-        else:
+        results = {}
+        if not more:
             operands["sinks"] = sinks
             out_shape = (batch, rows, heads, value.shape[3])
-            results = {
-                "out": (out_shape, query.dtype),
-                "lse": ((batch, heads, rows), jnp.float32),
-            }
+            results["out"] = (out_shape, query.dtype)
+            results["lse"] = ((batch, heads, rows), jnp.float32)
+        if count > 1:
+            results["state"] = ((batch, setup.forward_state), jnp.float32)
         if s > 0:
             operands |= {"status": gate, "state": state}
         given = _call(setup, "forward", s, operands, results)
