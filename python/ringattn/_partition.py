@@ -22,6 +22,15 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from ._library import Config
 
+try:  # JAX has no public names for these
+    from jax._src.config import _check_vma
+    from jax._src.sharding_impls import parse_flatten_op_sharding
+except ImportError:
+    _check_vma = parse_flatten_op_sharding = None
+
+# Without those names a call beside manual axes is left to the compiler, which gathers.
+BESIDE_MANUAL_AXES = parse_flatten_op_sharding is not None
+
 # The dimensions of operands and results. b: batch, h: query heads, g: kv heads; a capital one is
 # never sharded. Those of sinks depend on their shape.
 _DIMENSIONS = {
@@ -190,8 +199,6 @@ class Partition:
 def _outside() -> Iterator[None]:
     """Outside the shard_map that JAX is in if that is not under ``jit``: then XLA asks for one
     device's program while its axes are still bound."""
-    from jax._src.config import _check_vma  # no public name for it
-
     with _check_vma(False), jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
         yield
 
@@ -201,8 +208,6 @@ def _automatic_part(mesh: AbstractMesh, shardings: dict[str, Any]) -> tuple[Abst
     of these axes in an order of its own, the same for all operands: it is looked for."""
     kinds = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types)
     axes = [(name, size) for name, size, kind in kinds if kind == AxisType.Auto]
-    from jax._src.sharding_impls import parse_flatten_op_sharding  # no public name for it
-
     for order in itertools.permutations(axes):
         part = AbstractMesh(tuple(n for _, n in order), tuple(name for name, _ in order))
         try:

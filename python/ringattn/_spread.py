@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
 
+from . import _partition
 from ._calls import all_varying, once_differentiable
 from ._message import Extras, Setup, set_up
 from ._partition import Partition
@@ -74,7 +75,9 @@ def _automatic_beside_manual(x: jax.Array) -> bool:
     """Are some axes of the mesh manual, and is the compiler free to shard x over others?"""
     mesh = jax.typeof(x).sharding.mesh
     kinds = {t for t, size in zip(mesh.axis_types, mesh.axis_sizes) if size > 1}
-    return not mesh.empty and AxisType.Auto in kinds and AxisType.Manual in mesh.axis_types
+    if mesh.empty or not _partition.BESIDE_MANUAL_AXES:
+        return False
+    return AxisType.Auto in kinds and AxisType.Manual in mesh.axis_types
 
 
 def _operands(query, key, value, sinks, extras: Extras) -> dict:  # noqa: ANN001

@@ -16,6 +16,7 @@ from dense import visible
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import ringattn._partition
 from ringattn.jax import ring_attention
 
 BOTH = P("dp", None, "tp")
@@ -258,6 +259,14 @@ def test_masks_of_heads_beside_a_ring_are_gathered_and_right(mesh):
     on, args = mesh(*THREE), data()
     out, _ = spread(ring(masked, (SP,) * 3)(on), args, [P("dp", "sp", "tp")] * 3, on)
     close(out, both_passes(lambda *x: masked(None, *x), 3)(*args))
+
+
+def test_a_ring_that_cannot_be_spread_is_gathered_and_right(mesh, monkeypatch):
+    monkeypatch.setattr(ringattn._partition, "BESIDE_MANUAL_AXES", False)
+    on, args = mesh(*DP_SP), data()
+    out, text = spread(ring(causal_ring, (SP,) * 3)(on), args, [DP] * 3, on)
+    assert re.search(GATHERS, text)
+    close(out, truth(*args, visible(32, causal=True)))
 
 
 def test_no_ring_beside_a_manual_axis(mesh):
