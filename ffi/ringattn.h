@@ -19,7 +19,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a struct, a function or the operands of a handler change. */
-#define RINGATTN_ABI 2
+#define RINGATTN_ABI 3
 
 enum {
   RINGATTN_OK = 0,

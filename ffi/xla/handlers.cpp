@@ -51,13 +51,13 @@ xffi::Error run(Work work) {
   }
 }
 
-/// The memory of the state of one index: the result, filled from the operand if XLA gave two.
+/// The memory of the state of one index: the result, filled from the operand if XLA gave two. The
+/// operand itself may be that of another call too, and is never written.
 std::span<std::byte> state_of(const Operand& in, const Operand& out,
                               const std::vector<std::int64_t>& at) {
-  const Operand& here = out.present() ? out : in;
-  if (!here.present()) return {};
-  auto* data = static_cast<std::byte*>(here.data(at));
-  const std::size_t bytes = static_cast<std::size_t>(here.elements()) * sizeof(float);
+  if (!out.present()) return {};
+  auto* data = static_cast<std::byte*>(out.data(at));
+  const std::size_t bytes = static_cast<std::size_t>(out.elements()) * sizeof(float);
   if (in.present() && in.data(at) != data) std::memcpy(data, in.data(at), bytes);
   return {data, bytes};
 }
@@ -94,9 +94,8 @@ xffi::Error forward_hop(xffi::ThreadPool pool, Words words, std::int64_t sinks_r
     if (finish) {
       out = io.result("out", 4);
       lse = io.result("lse", 3);
-    } else {
-      state_out = io.result("state", 2);
     }
+    if (!(first != 0 && finish)) state_out = io.result("state", 2);
     const Operand gate = ring ? io.common_result("gate", 0) : Operand();
     io.finish();
     XlaThreads threads(pool);

@@ -10,7 +10,7 @@ import ctypes
 import functools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -83,6 +83,20 @@ def _result(like: jax.Array, shape: tuple, dtype: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding, **axes)
 
 
+def once_differentiable(call: Callable[..., Any]) -> Any:
+    """call, which a rule for a derivative has: whoever asks for another one is told."""
+    guarded = jax.custom_jvp(call)
+
+    @guarded.defjvp
+    def refuse(_primals: Any, _tangents: Any) -> Any:
+        raise NotImplementedError(
+            "ring_attention: second derivatives and forward-mode differentiation are not "
+            "supported; it can be differentiated once, in reverse mode"
+        )
+
+    return guarded
+
+
 def hop(
     kind: str,
     operands: dict[str, jax.Array],
@@ -135,16 +149,7 @@ def hop(
 
         return call
 
-    guarded = jax.custom_jvp(build(()))
-
-    @guarded.defjvp
-    def refuse(_primals: Any, _tangents: Any) -> Any:
-        raise NotImplementedError(
-            "ring_attention: second derivatives and forward-mode differentiation are not "
-            "supported; it can be differentiated once, in reverse mode"
-        )
-
-    return dict(zip(results, guarded(*operands.values())))
+    return dict(zip(results, once_differentiable(build(()))(*operands.values())))
 
 
 def agree(status: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ...]:

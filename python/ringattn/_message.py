@@ -4,13 +4,16 @@ gate that ties it to what must have ended before."""
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from . import _library
 from ._calls import all_varying
 from ._library import Config, Step
 
@@ -20,6 +23,7 @@ class Setup:
     """All that is static. Equal ones do not trace again."""
 
     config: Config
+    mask: Any  # a CompiledMask or None
     axis_name: Any
     steps: tuple[tuple[Step, ...], ...]  # of every rank
     forward_state: int  # floats per batch row
@@ -32,6 +36,31 @@ class Setup:
     heads_alike: bool  # to the mask
 
 
+@functools.lru_cache(maxsize=256)
+def set_up(config: Config, batch: int, mask: Any, axis_name: Any) -> Setup:
+    """Checks everything that is known before data."""
+    handle = None if mask is None else mask.handle
+    sizes = _library.plan(config, batch, handle)
+    steps = _library.route(config, handle) if config.key_seq and config.query_seq else None
+    if steps is None:  # nothing travels
+        own = _library.Step(0, 0, True, False, False, False)
+        steps = tuple((own._replace(owner=r),) for r in range(config.world))
+    return Setup(
+        config=config,
+        mask=mask,
+        axis_name=axis_name,
+        steps=steps,
+        forward_state=sizes.forward_state,
+        backward_state=sizes.backward_state,
+        word=np.dtype(np.float32 if sizes.word_bytes == 4 else np.uint16),
+        ids_at=sizes.ids_at,
+        positions_at=sizes.positions_at,
+        gate_at=sizes.gate_at,
+        words=sizes.words,
+        heads_alike=mask is None or mask.heads_alike,
+    )
+
+
 class Extras(NamedTuple):
     """Operands without a gradient."""
 
@@ -40,7 +69,7 @@ class Extras(NamedTuple):
     kv_segment_ids: jax.Array | None
     q_positions: jax.Array | None
     kv_positions: jax.Array | None
-    bitmap: jax.Array | None
+    mask: jax.Array | None
 
 
 def _words(setup: Setup, x: jax.Array, batch: int) -> jax.Array:

@@ -8,17 +8,28 @@ Everything else is gathered.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from ._library import Config
+
+try:  # JAX has no public names for these
+    from jax._src.config import _check_vma
+    from jax._src.sharding_impls import parse_flatten_op_sharding
+except ImportError:
+    _check_vma = parse_flatten_op_sharding = None
+
+# Without those names a call beside manual axes is left to the compiler, which gathers.
+BESIDE_MANUAL_AXES = parse_flatten_op_sharding is not None
 
 # The dimensions of operands and results. b: batch, h: query heads, g: kv heads; a capital one is
 # never sharded. Those of sinks depend on their shape.
@@ -26,7 +37,8 @@ _DIMENSIONS = {
     "query": "bQhD", "key": "bKgD", "value": "bKgE", "rank": "",
     "q_segment_ids": "bQ", "kv_segment_ids": "bK", "q_positions": "Q", "kv_positions": "K",
     "mask": "M", "out": "bQhE", "lse": "bhQ", "dout": "bQhE", "dlse": "bhQ",
-    "dquery": "bQhD", "dkey": "bKgD", "dvalue": "bKgE",
+    "dquery": "bQhD", "dkey": "bKgD", "dvalue": "bKgE", "dkey_of_heads": "bKhD",
+    "dvalue_of_heads": "bKhE",
 }  # fmt: skip
 
 Shapes = dict[str, tuple[int, ...]]
@@ -36,7 +48,7 @@ Body = Callable[[Config, Shapes, dict[str, jax.Array]], dict[str, jax.Array]]
 def automatic(x: jax.Array) -> bool:
     """Is the compiler free to shard x over any mesh?"""
     mesh = jax.typeof(x).sharding.mesh
-    return mesh.empty or all(t == jax.sharding.AxisType.Auto for t in mesh.axis_types)
+    return mesh.empty or all(t == AxisType.Auto for t in mesh.axis_types)
 
 
 def over_explicit_axes(call: Callable[..., Any], query: jax.Array, *args: Any) -> Any:
@@ -44,7 +56,7 @@ def over_explicit_axes(call: Callable[..., Any], query: jax.Array, *args: Any) -
     are automatic inside."""
     sharding = jax.typeof(query).sharding
     types = zip(sharding.mesh.axis_names, sharding.mesh.axis_types)
-    axes = tuple(name for name, kind in types if kind == jax.sharding.AxisType.Explicit)
+    axes = tuple(name for name, kind in types if kind == AxisType.Explicit)
     if not axes:
         return call(query, *args)
     batch, rows, heads, _ = (*sharding.spec, None, None, None, None)[:4]
@@ -54,10 +66,14 @@ def over_explicit_axes(call: Callable[..., Any], query: jax.Array, *args: Any) -
 
 class Partition:
     """How one call is spread. `lead`: the sizes of leading dimensions, from vmap; an operand has 1
-    there if all indices share it. `heads_alike`: the mask does not tell heads apart."""
+    there if all indices share it. `heads_alike`: the mask does not tell heads apart. `mesh`: that
+    of a shard_map around, if some of its axes are automatic."""
 
-    def __init__(self, config: Config, lead: tuple, heads_alike: bool) -> None:
+    def __init__(
+        self, config: Config, lead: tuple, heads_alike: bool, mesh: AbstractMesh | None = None
+    ) -> None:
         self._config, self._lead, self._heads_alike = config, lead, heads_alike
+        self._mesh = mesh
 
     def call(self, body: Body, results: Shapes, operands: dict[str, jax.Array]) -> dict:
         """body(config, results, operands), on each device with its part of them."""
@@ -65,7 +81,11 @@ class Partition:
         dims = {n: self._dimensions(n, s) for n, s in (shapes | results).items()}
 
         def partition(mesh: Any, args: Any, _results: Any) -> tuple:
-            split = self._split(mesh, {n: x.sharding for n, x in zip(names, args)}, dims)
+            given = {n: x.sharding for n, x in zip(names, args)}
+            around = mesh if self._mesh is None else self._mesh
+            if self._mesh is not None:
+                mesh, given = _automatic_part(self._mesh, given)
+            split = self._split(mesh, given, dims)
             shardings = {
                 n: NamedSharding(mesh, PartitionSpec(*[split.get(d) or None for d in ds]))
                 for n, ds in dims.items()
@@ -73,26 +93,31 @@ class Partition:
             local = {n: shardings[n].shard_shape(s) for n, s in results.items()}
 
             def lower(*xs: jax.Array) -> tuple:
-                given = self._on_one(body, mesh, split, dims, local, dict(zip(names, xs)))
+                with _outside():
+                    given = self._on_one(body, mesh, split, dims, local, dict(zip(names, xs)))
                 return tuple(given.values())
 
             order = lambda which: tuple(shardings[n] for n in which)
-            return mesh, lower, order(results), order(names)
+            return around, lower, order(results), order(names)
 
         def whole(*xs: jax.Array) -> tuple:
             return tuple(body(self._config, results, dict(zip(names, xs))).values())
 
         spread = custom_partitioning(whole)
         rule, more = self._rule([dims[n] for n in names], [dims[n] for n in results])
-        spread.def_partition(partition=partition, sharding_rule=rule, **more)
+        decode = self._mesh is None  # JAX knows no mesh inside a shard_map
+        spread.def_partition(
+            partition=partition, sharding_rule=rule, decode_shardings=decode, **more
+        )
         return dict(zip(results, spread(*operands.values())))
 
     def _dimensions(self, name: str, shape: tuple) -> list[str]:
         """A name for every dimension; leading ones are v0, v1, ..., or V for one of size 1."""
         config, lead = self._config, len(self._lead)
-        if name in ("sinks", "dsinks"):
+        rows = "b" if name == "dsinks_of_rows" else ""
+        if rows or name in ("sinks", "dsinks"):
             one = "h" if shape[-1] == config.query_heads else "S"
-            dims = one if len(shape) == lead + 1 else "hS"
+            dims = rows + (one if len(shape) == lead + len(rows) + 1 else "hS")
         else:
             dims = _DIMENSIONS[name]
         if config.kv_heads == 1:  # every device has it
@@ -168,6 +193,32 @@ class Partition:
         if one_kv_head:
             out |= {n: _sum(out[n], split["h"]) for n in ("dkey", "dvalue") if n in out}
         return out
+
+
+@contextlib.contextmanager
+def _outside() -> Iterator[None]:
+    """Outside the shard_map that JAX is in if that is not under ``jit``: then XLA asks for one
+    device's program while its axes are still bound."""
+    with _check_vma(False), jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
+        yield
+
+
+def _automatic_part(mesh: AbstractMesh, shardings: dict[str, Any]) -> tuple[AbstractMesh, dict]:
+    """The automatic axes, and the shardings over them. Inside a shard_map XLA numbers the devices
+    of these axes in an order of its own, the same for all operands: it is looked for."""
+    kinds = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types)
+    axes = [(name, size) for name, size, kind in kinds if kind == AxisType.Auto]
+    for order in itertools.permutations(axes):
+        part = AbstractMesh(tuple(n for _, n in order), tuple(name for name, _ in order))
+        try:
+            specs = {
+                n: parse_flatten_op_sharding(s._to_xla_hlo_sharding(0), part)[0]
+                for n, s in shardings.items()
+            }
+        except ValueError:  # another order
+            continue
+        return part, {n: NamedSharding(part, spec) for n, spec in specs.items()}
+    return part, {}  # none, if it shards one dimension in a way that no axes say: gathered
 
 
 def _sum(x: jax.Array, axes: tuple) -> jax.Array:

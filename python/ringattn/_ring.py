@@ -11,18 +11,20 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from ._calls import agree, hop, to_varying, varying
+from . import _spread
+from ._calls import agree, hop
 from ._library import DLSE
 from ._message import Extras, Setup, gate_after, pack, tie
 
 
-def _mine(table: list[bool], extras: Extras) -> jax.Array:
-    """This rank's entry of a static table."""
-    return to_varying(jnp.asarray(np.array(table)), varying(extras.rank))[extras.rank]
+def _mine(table: list[bool], rank: jax.Array) -> jax.Array:
+    """This rank's entry of a static table, without an array in the program (which a call that the
+    compiler spreads may not have)."""
+    edges = [r for r in range(len(table)) if table[r] != (r > 0 and table[r - 1])]
+    return functools.reduce(jnp.logical_xor, [rank >= r for r in edges], rank < 0)
 
 
 class _TravellingBlocks:
@@ -96,7 +98,7 @@ class _TravellingSums:
     def _add(self, total: jax.Array, part: jax.Array, where: list[bool]) -> jax.Array:
         if all(where):
             return total + part
-        return jnp.where(_mine(where, self._extras), total + part, total)
+        return jnp.where(_mine(where, self._extras.rank), total + part, total)
 
 
 _GATE = ((), jnp.int32)  # 0, or 1 once a hop of this rank has failed
@@ -133,7 +135,7 @@ def _begin(blocks: _TravellingBlocks, query, key, value, extras: Extras) -> dict
         "rank": extras.rank,
         "q_segment_ids": extras.q_segment_ids,
         "q_positions": extras.q_positions,
-        "mask": extras.bitmap,
+        "mask": extras.mask,
     }
 
 
@@ -155,15 +157,14 @@ def _forward(setup: Setup, query, key, value, sinks, extras: Extras) -> tuple:  
         if more:
             blocks.depart(s + 1, gate)  # the next block is on its way ...
         operands = _begin(blocks, query, key, value, extras)  # ... while this one is used
-        if more:
-            results = {"state": ((batch, setup.forward_state), jnp.float32)}
-        else:
+        results = {}
+        if not more:
             operands["sinks"] = sinks
             out_shape = (batch, rows, heads, value.shape[3])
-            results = {
-                "out": (out_shape, query.dtype),
-                "lse": ((batch, heads, rows), jnp.float32),
-            }
+            results["out"] = (out_shape, query.dtype)
+            results["lse"] = ((batch, heads, rows), jnp.float32)
+        if count > 1:
+            results["state"] = ((batch, setup.forward_state), jnp.float32)
         if s > 0:
             operands |= {"status": gate, "state": state}
         given = _call(setup, "forward", s, operands, results)
@@ -217,9 +218,7 @@ def _backward(setup: Setup, query, key, value, sinks, extras, out, lse, dout, dl
             sums.pass_on(s, given["sums"])
         if more:
             blocks.arrive()
-    dquery, dkey, dvalue = _agreed(setup, gate, given["dquery"], *sums.own)
-    dkey, dvalue = dkey.astype(key.dtype), dvalue.astype(value.dtype)
-    return dquery, dkey, dvalue, None if dsinks is None else dsinks.astype(sinks.dtype)
+    return *_agreed(setup, gate, given["dquery"], *sums.own), dsinks
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -229,7 +228,7 @@ def attend(setup: Setup, query, key, value, sinks, extras: Extras):  # noqa: ANN
 
 
 def _attend_forward(setup, query, key, value, sinks, extras):  # noqa: ANN001, ANN202
-    out, lse = _forward(setup, query, key, value, sinks, extras)
+    out, lse = _spread.forward(_forward, setup, query, key, value, sinks, extras)
     out = checkpoint_name(out, "ring_attention_out")
     lse = checkpoint_name(lse, "ring_attention_lse")
     return (out, lse), (query, key, value, sinks, extras, out, lse)
@@ -240,7 +239,9 @@ def _attend_backward(setup, residuals, cotangents):  # noqa: ANN001, ANN202
     dout, dlse = cotangents
     if not setup.config.flags & DLSE:
         dlse = None
-    grads = _backward(setup, query, key, value, sinks, extras, out, lse, dout, dlse)
+    own = query, key, value, sinks, extras
+    grads = _spread.backward(_backward, setup, *own, out, lse, dout, dlse)
+    grads = [None if g is None else g.astype(x.dtype) for g, x in zip(grads, own)]
     return *grads, Extras(*[None] * len(Extras._fields))
 
 

@@ -15,7 +15,7 @@ from jax import lax
 from . import _library, masks
 from ._calls import TARGETS, all_varying
 from ._library import LAYOUTS, Config
-from ._message import Extras, Setup
+from ._message import Extras, set_up
 from ._partition import over_explicit_axes
 from ._ring import attend
 
@@ -62,8 +62,8 @@ def ring_attention(
     """Exact attention of this device's queries to the keys of all devices of a ring.
 
     Liu, Zaharia & Abbeel 2023, arXiv 2310.01889. Call it inside ``jax.shard_map`` that is manual
-    over ``axis_name`` (and over every other axis that shards batch or heads), or without a ring,
-    ``axis_name=None``: then batch and heads may be sharded, and stay so. Differentiable once, in reverse mode, in query, key, value and
+    over ``axis_name``, or without a ring, ``axis_name=None``. Batch and heads may be sharded over
+    other axes, and stay so. Differentiable once, in reverse mode, in query, key, value and
     softmax_aux. ``docs/contract.md`` defines every argument.
 
     Args:
@@ -154,7 +154,7 @@ def ring_attention(
     )
     config, mask = _mask(config, mask_builder, sliding_window, chunk_size, causal)
     static_batch = batch if isinstance(batch, int) else 1
-    setup = _setup(config, static_batch, mask, axis_name)
+    setup = set_up(config, static_batch, mask, axis_name)
     if static_batch == 0 or q_rows == 0:
         return _empty(query, key, value, sinks, out_dtype, return_lse)
     rank = jnp.int32(0) if world == 1 else lax.axis_index(axis_name)
@@ -365,29 +365,6 @@ def _mask(config: Config, builder: Any, window: Any, chunk: Any, causal: Any) ->
     if causal or chunk is not None:
         right = 0
     return config._replace(left=left, right=right, chunk=chunk or 0), None
-
-
-@functools.lru_cache(maxsize=256)
-def _setup(config: Config, batch: int, mask: Any, axis_name: Any) -> Setup:
-    handle = None if mask is None else mask.handle
-    sizes = _library.plan(config, batch, handle)
-    steps = _library.route(config, handle) if config.key_seq and config.query_seq else None
-    if steps is None:  # nothing travels
-        own = _library.Step(0, 0, True, False, False, False)
-        steps = tuple((own._replace(owner=r),) for r in range(config.world))
-    return Setup(
-        config=config,
-        axis_name=axis_name,
-        steps=steps,
-        forward_state=sizes.forward_state,
-        backward_state=sizes.backward_state,
-        word=np.dtype(np.float32 if sizes.word_bytes == 4 else np.uint16),
-        ids_at=sizes.ids_at,
-        positions_at=sizes.positions_at,
-        gate_at=sizes.gate_at,
-        words=sizes.words,
-        heads_alike=mask is None or mask.heads_alike,
-    )
 
 
 def _empty(query, key, value, sinks, dtype, return_lse):  # noqa: ANN001, ANN202

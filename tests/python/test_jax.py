@@ -73,6 +73,19 @@ def test_a_replicated_sink_is_counted_once(mesh, check_vma):
     close(jax.jit(jax.grad(lambda s: (f(s, *x) ** 2).sum()))(sinks), one)
 
 
+def test_two_ends_of_one_beginning(mesh):
+    """XLA makes one first hop of two equal ones: the second hop that goes on from its state may not
+    find there what the first one wrote."""
+    on = mesh(shape=(2,))
+    call = jax.shard_map(
+        lambda q, k, v, sinks: ring_attention(q, k, v, softmax_aux=sinks, axis_name="sp"),
+        mesh=on, in_specs=(*[SHARD] * 3, P()), out_specs=SHARD,
+    )  # fmt: skip
+    args, sinks = data(), (jnp.zeros(4), jnp.ones(4))
+    both = jax.jit(lambda *x: [call(*x, s) for s in sinks])
+    close(both(*args), [ring_attention(*args, softmax_aux=s) for s in sinks])
+
+
 def test_vmap_inside_and_outside_of_shard_map(mesh):
     x = [jnp.stack([y, 2 * y]) for y in data()]
     one = jax.vmap(jax.grad(loss(lambda *y: ring_attention(*y, causal=True)), (0, 1, 2)))(*x)

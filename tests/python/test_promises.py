@@ -3,6 +3,8 @@
 masks that are compiled once, the threads of XLA and no others, and what the package holds."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -143,3 +145,15 @@ def test_what_the_package_holds():
     package = Path(ringattn.__file__).parent
     assert (package / "py.typed").exists()
     assert (Path(ringattn.get_include()) / "ringattn/attention.h").exists()
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/jax.md"])
+def test_the_python_of_a_document_runs_as_it_stands(document, tmp_path):
+    text = (Path(__file__).parents[2] / document).read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert blocks
+    for block in blocks:
+        run = subprocess.run(
+            [sys.executable, "-P", "-c", block], cwd=tmp_path, text=True, capture_output=True, timeout=300
+        )
+        assert run.returncode == 0, block + run.stderr[-2000:]
