@@ -8,6 +8,7 @@
 #include "cuda/portable/parameters.h"
 #include "cuda/preprocess.h"
 #include "cuda/sm90/forward.h"
+#include "ringattn/cuda.h"
 #include "workspace.h"
 
 namespace ringattn {
@@ -166,6 +167,11 @@ TileShape CudaBackend::tiles(const Problem& problem, const TileHint& hint, Pass 
     return asked > 0 ? std::min<std::int64_t>(asked, 128) : 128;
   };
   return {clamp(hint.q_blocksize), clamp(hint.kv_blocksize)};
+}
+
+std::vector<std::string> CudaBackend::instruction_sets() const {
+  if (why_absent()) return {};
+  return {cuda_devices().front().architecture};
 }
 
 std::size_t CudaBackend::workspace_bytes(const Plan& plan, Pass pass) const {
