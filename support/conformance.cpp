@@ -66,6 +66,8 @@ void compare_with_one(const Problem& problem, const RingResult& one, const RingR
 
 RingResult float64_truth(const Problem& problem, const Options& options, const RingInputs& inputs,
                          bool backward) {
+  Problem on_host = problem;
+  on_host.device = Device::kCpu;
   Options exact = options;
   exact.backend = "reference";
   exact.layout = Layout::kContiguous;
@@ -74,7 +76,7 @@ RingResult float64_truth(const Problem& problem, const Options& options, const R
   settings.out_dtype = DType::kFloat64;
   settings.grad_dtype = DType::kFloat64;
   settings.lse_dtype = DType::kFloat64;
-  return run_on_ring(problem, exact, inputs, settings);
+  return run_on_ring(on_host, exact, inputs, settings);
 }
 
 std::string different_bits(const RingResult& a, const RingResult& b) {

@@ -29,7 +29,8 @@ struct CheckSettings {
   RingSettings run(bool backward) const;
 };
 
-/// The results of the backend "reference" on one rank, in float64 throughout.
+/// The results of the backend "reference" on one rank, in float64 throughout, on the CPU whatever
+/// the problem's device is.
 RingResult float64_truth(const Problem& problem, const Options& options, const RingInputs& inputs,
                          bool backward);
 

@@ -141,9 +141,14 @@ void RingRank::run_pass(bool is_backward, bool guarded) {
     forward = attention->forward(forward_args(), given, stream);
   }
   memory->synchronize(stream);
-  for (LocalTensor* t : outputs()) t->fetch();
   if (own) require_intact(workspace.intact(), rank, "the workspace");
-  if (guarded) require_intact_outputs();
+  if (!guarded) return;
+  fetch_outputs();
+  require_intact_outputs();
+}
+
+void RingRank::fetch_outputs() {
+  for (LocalTensor* t : outputs()) t->fetch();
 }
 
 void RingRank::require_intact_outputs() const {

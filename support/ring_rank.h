@@ -32,8 +32,11 @@ struct RingRank {
   void cut_inputs(const RingInputs& global, Layout layout, int world, bool guarded);
   void make_outputs(const RingSettings& settings, const Problem& problem);
 
-  /// Runs one pass and notes its counts.
+  /// Runs one pass, waits for its stream, and notes its counts. What it wrote stays in its memory.
   void run_pass(bool backward, bool guarded);
+
+  /// Brings to the host what was written.
+  void fetch_outputs();
 
  private:
   std::array<LocalTensor*, 6> outputs();

@@ -161,6 +161,7 @@ RingResult RingJob::summary() const {
 
 RingResult RingJob::result() const {
   RingResult result = summary();
+  for (const auto& rank : ranks_) rank->fetch_outputs();
   const auto gather = [&](LocalTensor RingRank::*member, int seq_dim, std::int64_t length) {
     const ConstTensorView first = (ranks_[0].get()->*member).view();
     if (!first.present()) return HostTensor();

@@ -71,7 +71,9 @@ class RingJob {
           const RingSettings& settings);
   ~RingJob();
 
-  double forward();   // milliseconds
+  /// Milliseconds from all ranks ready until the last one's work is done: on a GPU, its stream is
+  /// waited for. Copies of tensors from and to the host are not in it.
+  double forward();
   double backward();  // after forward()
 
   /// Everything but the tensors.

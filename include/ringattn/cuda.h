@@ -4,7 +4,9 @@
 #pragma once
 
 #include <chrono>
+#include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "ringattn/communicator.h"
@@ -16,5 +18,22 @@ namespace ringattn {
 /// pointers; streams wait for each other, the host only for its peers' calls.
 std::vector<std::unique_ptr<Communicator>> make_cuda_local_ring(
     int n, std::chrono::milliseconds timeout = kDefaultTimeout);
+
+/// A GPU that this process sees. 0 and "unknown" are what the driver does not tell.
+struct CudaDevice {
+  std::string name;
+  std::string architecture;  // "sm_90"
+  int multiprocessors = 0;
+  std::int64_t memory_bytes = 0;
+  std::string driver;    // its version, as the management library says it
+  std::string cuda;      // the version of the runtime in this build, "13.0"
+  int sm_clock_mhz = 0;  // at this moment
+  int sm_clock_max_mhz = 0;
+  int memory_clock_max_mhz = 0;
+};
+
+/// In the order of CUDA's numbers, so the first is the one that is used unless a program chooses
+/// another; empty without a usable GPU. Errors of the driver are Error(kInternal).
+std::vector<CudaDevice> cuda_devices();
 
 }  // namespace ringattn

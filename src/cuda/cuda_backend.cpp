@@ -9,6 +9,7 @@
 #include "cuda/preprocess.h"
 #include "cuda/sm90/backward.h"
 #include "cuda/sm90/forward.h"
+#include "ringattn/cuda.h"
 #include "workspace.h"
 
 namespace ringattn {
@@ -204,6 +205,11 @@ TileShape CudaBackend::tiles(const Problem& problem, const TileHint& hint, Pass 
     return asked > 0 ? std::min<std::int64_t>(asked, 128) : 128;
   };
   return {clamp(hint.q_blocksize), clamp(hint.kv_blocksize)};
+}
+
+std::vector<std::string> CudaBackend::instruction_sets() const {
+  if (why_absent()) return {};
+  return {cuda_devices().front().architecture};
 }
 
 std::size_t CudaBackend::workspace_bytes(const Plan& plan, Pass pass) const {

@@ -13,6 +13,7 @@ class CudaBackend final : public Backend {
   std::optional<std::string> why_absent() const override;
   std::optional<std::string> why_not(const Problem& problem, const Options&) const override;
   TileShape tiles(const Problem& problem, const TileHint& hint, Pass pass) const override;
+  std::vector<std::string> instruction_sets() const override;  // the GPU's
   std::size_t workspace_bytes(const Plan& plan, Pass pass) const override;
   bool rounds_gradients() const override { return true; }
   PassCounts forward(const ForwardStep& step) const override;

@@ -9,20 +9,13 @@
 
 #include "backend.h"
 #include "conformance/test_name.h"
+#include "cuda/availability.h"
 #include "support/conformance.h"
 #include "support/conformance_table.h"
 #include "support/data.h"
 
 namespace ringattn::support {
 namespace {
-
-/// Why nothing can run here; empty: it can.
-std::string absent() {
-  for (const BackendInfo& backend : backends()) {
-    if (backend.name == "cuda") return backend.available ? "" : backend.reason;
-  }
-  return "this build has no CUDA backend";
-}
 
 // What only matters where rows are cut in pieces of 16 to 192, where heads are padded, or where
 // 16-bit types have kernels of their own: every mask, alone and together, over several tiles.
@@ -75,7 +68,7 @@ constexpr const char* kMore[] = {
 class CudaTable : public testing::TestWithParam<std::tuple<const char*, Layout>> {
  protected:
   void SetUp() override {
-    const std::string reason = absent();
+    const std::string reason = cuda_absent();
     if (!reason.empty()) GTEST_SKIP() << "no test on a GPU: " << reason;
   }
 };

@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// `ringattn bench`: checks cases, then times them, beside the machine's multiply-add peak. It
-// compares with nothing else; bench/ does that.
+// `ringattn bench`: checks cases, then times them, on a CPU beside its multiply-add peak, on a GPU
+// with its clock. It compares with nothing else; bench/ does that.
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <fstream>
+#include <limits>
 #include <numeric>
 #include <utility>
 
 #include "bench_check.h"
 #include "case_input.h"
 #include "commands.h"
+#include "gpus.h"
 #include "progress.h"
 #include "report.h"
 #include "ring_pass.h"
@@ -24,7 +27,7 @@ namespace {
 /// One timed run, and the peak beside it.
 struct Sample {
   double ms;
-  double peak;  // GFLOP/s
+  double peak;  // GFLOP/s; NaN: not measured, null in JSON
 };
 using Samples = std::vector<Sample>;
 
@@ -57,8 +60,10 @@ bool enough(const Samples& samples, int repeats) {
   return n >= kMost || (n >= kFewest && sum >= kSteadyMs);
 }
 
-/// What the multipliers are asked beside each sample.
+/// What the multipliers are asked beside each sample. Nothing on a GPU: beside kernels for its
+/// product units a peak says nothing that the data sheet does not.
 struct PeakOf {
+  Device device;
   std::string isa;
   int threads;
   DType dtype;
@@ -66,6 +71,7 @@ struct PeakOf {
 
   /// Of all processes at once.
   double sample() const {
+    if (device != Device::kCpu) return std::numeric_limits<double>::quiet_NaN();
     const double own = support::peak_sample(isa, threads, dtype);
     if (processes == nullptr) return own;
     const std::vector<double> all = support::gather_all(*processes, own);
@@ -103,7 +109,7 @@ struct Bench {
 
   void add(const support::Case& c, const char* pass, const Samples& samples,
            const support::RingResult& result, const std::vector<PassCounts>& ranks,
-           double max_error, const PeakOf& peak) {
+           double max_error, const PeakOf& peak, const nlohmann::json& clock) {
     const PassCounts sum = total(ranks);
     const auto flops = static_cast<double>(sum.flops);
     const auto ms = [](const Sample& s) { return s.ms; };
@@ -128,26 +134,38 @@ struct Bench {
          {"hops", sum.hops},
          {"bytes_sent", sum.bytes},
          {"max_error", max_error}});
+    if (peak.device == Device::kCuda) results.back()["sm_clock_mhz"] = clock;
+  }
+
+  /// Right after a pass, before the clock falls.
+  nlohmann::json clock_now() const {
+    return settings.device() == Device::kCuda ? sm_clock_mhz() : nlohmann::json();
   }
 
   template <class Job>
   void time(const support::Case& c, Job& job, double max_error, int threads) {
-    const PeakOf peak{isa_of(settings, job.summary().backend), threads, c.dtype, processes};
+    const PeakOf peak{settings.device(), isa_of(settings, job.summary().backend), threads, c.dtype,
+                      processes};
     const Samples forward =
         time_pass(settings, progress, peak, "forward ", [&] { return job.forward(); });
+    const nlohmann::json clock = clock_now();
+    nlohmann::json backward_clock;
     Samples backward;
     if (c.backward) {
       backward = time_pass(settings, progress, peak, "backward", [&] { return job.backward(); });
+      backward_clock = clock_now();
     }
     const support::RingResult result = job.summary();
-    add(c, "forward", forward, result, result.forward, max_error, peak);
-    if (c.backward) add(c, "backward", backward, result, result.backward, max_error, peak);
+    add(c, "forward", forward, result, result.forward, max_error, peak, clock);
+    if (c.backward) {
+      add(c, "backward", backward, result, result.backward, max_error, peak, backward_clock);
+    }
   }
 
   void run(const support::Case& c) {
     progress.set("check", 0, 1);
     const double max_error = checked_error(c, settings, processes);
-    const Problem problem = support::make_problem(c);
+    const Problem problem = problem_of(c, settings);
     support::CaseData data = support::make_data(c);
     const Options options = options_of(c, data, settings);
     const int threads = (options.executor ? options.executor : default_executor())->threads();
@@ -178,13 +196,14 @@ void print_text(const nlohmann::json& results) {
   fmt::print("{:<9}{:>10}{:>10}{:>10}{:>9}{:>10}{:>7}{:>6}{:>13}{:>11}  case\n", "pass", "ms",
              "p10", "p90", "repeats", "GFLOP/s", "peak", "hops", "bytes sent", "max error");
   for (const nlohmann::json& r : results) {
-    fmt::print("{:<9}{:>10.2f}{:>10.2f}{:>10.2f}{:>9}{:>10.1f}{:>6.0f}%{:>6}{:>13}{:>11.1e}  {}\n",
+    const auto share = r["peak_share"].get<double>();
+    fmt::print("{:<9}{:>10.3f}{:>10.3f}{:>10.3f}{:>9}{:>10.1f}{:>7}{:>6}{:>13}{:>11.1e}  {}\n",
                r["pass"].get<std::string>(), r["ms_median"].get<double>(),
                r["ms_p10"].get<double>(), r["ms_p90"].get<double>(),
                r["repeats"].get<std::size_t>(), r["gflops"].get<double>(),
-               100.0 * r["peak_share"].get<double>(), r["hops"].get<std::int64_t>(),
-               r["bytes_sent"].get<std::int64_t>(), r["max_error"].get<double>(),
-               r["case"].get<std::string>());
+               std::isnan(share) ? "-" : fmt::format("{:.0f}%", 100.0 * share),
+               r["hops"].get<std::int64_t>(), r["bytes_sent"].get<std::int64_t>(),
+               r["max_error"].get<double>(), r["case"].get<std::string>());
   }
 }
 
@@ -199,7 +218,8 @@ int bench_command(const Settings& settings, Communicator* ring) {
   for (const support::Case& c : cases) bench.run(c);
   if (!settings.speaks) return 0;
   if (settings.json) {
-    const nlohmann::json machine = {{"cpu", cpu_model()}, {"cores", default_executor()->threads()}};
+    nlohmann::json machine = {{"cpu", cpu_model()}, {"cores", default_executor()->threads()}};
+    if (settings.device() == Device::kCuda) machine["gpu"] = gpus_json().at(0);
     fmt::print("{}\n",
                nlohmann::json{
                    {"machine", machine}, {"version", RINGATTN_VERSION}, {"results", bench.results}}

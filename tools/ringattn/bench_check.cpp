@@ -43,8 +43,8 @@ double checked_error(const support::Case& c, const Settings& settings, Communica
   support::CheckSettings how;
   how.backend = settings.backend_option();
   how.timeout = settings.timeout;
-  const support::CheckReport report =
-      check_data(small, data, options_of(small, data, settings), how, ring);
+  const support::CheckReport report = check_data(small, problem_of(small, settings), data,
+                                                 options_of(small, data, settings), how, ring);
   if (!report.ok()) {
     throw Error(ErrorCode::kInternal,
                 "bench: the result is wrong, so it is not timed: " + report.message() +

@@ -49,6 +49,12 @@ Settings settings_of(const support::Case& c, const Settings& settings) {
   return s;
 }
 
+Problem problem_of(const support::Case& c, const Settings& settings) {
+  Problem problem = support::make_problem(c);
+  problem.device = settings.device();
+  return problem;
+}
+
 Options options_of(const support::Case& c, const support::CaseData& data,
                    const Settings& settings) {
   Options options = support::make_options(c, data);

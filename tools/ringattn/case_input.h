@@ -21,6 +21,9 @@ support::Case case_with_options(support::Case c, const Settings& settings);
 /// The settings as if the case's fields had been options.
 Settings settings_of(const support::Case& c, const Settings& settings);
 
+/// The case's problem, on the device of the settings.
+Problem problem_of(const support::Case& c, const Settings& settings);
+
 /// The case's options with the backend and threads of the settings.
 Options options_of(const support::Case& c, const support::CaseData& data, const Settings& settings);
 

@@ -120,9 +120,9 @@ Checked check_one_case(const support::Case& c, const Settings& settings, Communi
   checked.source = support::to_string(c);
   checked.repeat = repeat_command(c, settings);
   support::CaseData data = support::make_data(c);
-  const Problem problem = support::make_problem(c);
+  const Problem problem = problem_of(c, settings);
   const Options options = options_of(c, data, settings);
-  checked.report = check_data(c, data, options, check_settings(settings), ring);
+  checked.report = check_data(c, problem, data, options, check_settings(settings), ring);
   TensorMap tensors = named_tensors(std::move(data));
   const TensorShapes shapes = shapes_of(tensors);
   describe(checked, settings_of(c, settings), {problem, options, std::move(tensors), shapes});

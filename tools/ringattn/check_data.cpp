@@ -5,10 +5,9 @@
 
 namespace ringattn::tool {
 
-support::CheckReport check_data(const support::Case& c, const support::CaseData& data,
-                                const Options& options, const support::CheckSettings& how,
-                                Communicator* ring) {
-  const Problem problem = support::make_problem(c);
+support::CheckReport check_data(const support::Case& c, const Problem& problem,
+                                const support::CaseData& data, const Options& options,
+                                const support::CheckSettings& how, Communicator* ring) {
   const support::RingInputs inputs = data.inputs();
   if (ring == nullptr) {
     return support::check_problem(problem, options, inputs, c.ring, c.backward, how);

@@ -9,9 +9,10 @@
 
 namespace ringattn::tool {
 
-/// `ring`: of processes, or null for one of threads. Every process makes the same random data.
-support::CheckReport check_data(const support::Case& c, const support::CaseData& data,
-                                const Options& options, const support::CheckSettings& how,
-                                Communicator* ring);
+/// `problem`: the case's, on the device that is asked for. `ring`: of processes, or null for one of
+/// threads. Every process makes the same random data.
+support::CheckReport check_data(const support::Case& c, const Problem& problem,
+                                const support::CaseData& data, const Options& options,
+                                const support::CheckSettings& how, Communicator* ring);
 
 }  // namespace ringattn::tool

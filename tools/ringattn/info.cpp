@@ -8,6 +8,7 @@
 #include <string>
 
 #include "commands.h"
+#include "gpus.h"
 #include "process_ring.h"
 #include "ringattn/attention.h"
 #include "ringattn/version.h"
@@ -45,7 +46,7 @@ nlohmann::json build_json() {
 #else
   const bool assertions = true;
 #endif
-  return {{"compiler", compiler}, {"assertions", assertions}};
+  return {{"compiler", compiler}, {"assertions", assertions}, {"cuda", built_with_cuda()}};
 }
 
 nlohmann::json info_json() {
@@ -59,6 +60,7 @@ nlohmann::json info_json() {
   }
   info["devices"] = {
       {{"kind", "cpu"}, {"name", cpu_model()}, {"cores", default_executor()->threads()}}};
+  for (const nlohmann::json& gpu : gpus_json()) info["devices"].push_back(gpu);
   const MpiBuild mpi = mpi_build();
   info["communicators"] = {{{"name", "local"}, {"available", true}, {"reason", ""}},
                            {{"name", "mpi"},
@@ -86,8 +88,15 @@ void print_text(const nlohmann::json& info) {
              info["build"]["compiler"].get<std::string>(),
              info["build"]["assertions"] ? "on" : "off");
   for (const auto& device : info["devices"]) {
-    fmt::print("device: {}, {} cores for this process\n", device["name"].get<std::string>(),
-               device["cores"].get<int>());
+    if (device["kind"] == "cpu") {
+      fmt::print("device: {}, {} cores for this process\n", device["name"].get<std::string>(),
+                 device["cores"].get<int>());
+    } else {
+      fmt::print("device: {}, {}, {:.0f} GiB, driver {}\n", device["name"].get<std::string>(),
+                 device["architecture"].get<std::string>(),
+                 device["memory_bytes"].get<double>() / (1 << 30),
+                 device["driver"].get<std::string>());
+    }
   }
   for (const char* kind : {"backends", "communicators"}) {
     fmt::print("{}:\n", kind);

@@ -89,6 +89,7 @@ Inputs load_inputs(const Headers& headers, const Load& load, const LoadMask& loa
                    const Settings& settings, const std::string& source) {
   Inputs inputs;
   inputs.problem = check_headers(headers, settings, source);
+  inputs.problem.device = settings.device();
   inputs.options = library_options(settings);
   for (const char* name : {"query", "key", "value", "dout"}) {
     if (!uses(headers, name, settings)) continue;

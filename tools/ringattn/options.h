@@ -47,6 +47,9 @@ struct Settings {
   std::string backend = "auto";
   std::string isa;  // forced instruction set of the backend cpu; empty: the machine's best
 
+  /// Where tensors lie while they are worked on.
+  Device device() const { return backend == "cuda" ? Device::kCuda : Device::kCpu; }
+
   /// As ringattn::Options::backend has it.
   std::string backend_option() const { return isa.empty() ? backend : "cpu:" + isa; }
 

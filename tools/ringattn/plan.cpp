@@ -60,7 +60,7 @@ Planned from_case(const std::string& text, const Settings& settings) {
   const support::Case c = case_with_options(support::parse_case(text), settings);
   support::CaseData data = support::make_structure(c);
   p.title = to_string(c);
-  p.problem = support::make_problem(c);
+  p.problem = problem_of(c, settings);
   p.options = options_of(c, data, settings);
   p.ring = c.ring;
   p.backward = c.backward;
@@ -171,12 +171,14 @@ int plan_command(const Settings& settings) {
   const std::string& input = settings.inputs.front();
   const Planned p = is_case(input) ? from_case(input, settings) : from_file(input, settings);
   const GlobalData data = global_data(p);
+  // On a GPU the host reads no ids and positions: what is sent does not depend on them.
+  const GlobalData counted = settings.device() == Device::kCpu ? data : GlobalData{};
   std::vector<Plan> plans;
   // Threads read each other's blocks; processes need buffers for them.
   const bool hands_over = settings.communicator == "local";
   for (int r = 0; r < p.ring; ++r) plans.emplace_back(p.problem, p.options, r, p.ring, hands_over);
-  std::vector<PlannedPass> passes = {plan_pass(plans, Pass::kForward, data)};
-  if (p.backward) passes.push_back(plan_pass(plans, Pass::kBackward, data));
+  std::vector<PlannedPass> passes = {plan_pass(plans, Pass::kForward, counted)};
+  if (p.backward) passes.push_back(plan_pass(plans, Pass::kBackward, counted));
 
   const Plan& first = plans.front();
   if (output) {

@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 
+#include "gpus.h"
 #include "options.h"
 #include "process_ring.h"
 #include "ringattn/error.h"
@@ -18,11 +19,25 @@ namespace {
   throw Error(ErrorCode::kUnsupported, message);
 }
 
-void check_available(const Settings& s) {
-  if (s.backend == "cuda") {
+/// Only ranks of one process share a GPU.
+void check_cuda(const Settings& s) {
+  if (s.communicator == "mpi") {
     unsupported(
-        "--backend cuda: the command line runs on the CPU only; expected auto, reference or cpu");
+        "--backend cuda: expected with --communicator local, processes over MPI send from the "
+        "host's memory only");
   }
+  const bool built = built_with_cuda();
+  for (const BackendInfo& backend : backends()) {
+    if (backend.name != "cuda" || backend.available) continue;
+    unsupported("--backend cuda: " + backend.reason +
+                (built ? "; expected a machine with an NVIDIA GPU and its driver, or --backend cpu"
+                       : "; expected a build with nvcc (CMake option RINGATTN_CUDA=ON), or "
+                         "--backend cpu"));
+  }
+}
+
+void check_available(const Settings& s) {
+  if (s.backend == "cuda") check_cuda(s);
   const bool counts_only = s.communicator == "mpi" && s.command == Command::kPlan;
   if (s.communicator == "local" || counts_only) return;
   if (s.communicator != "mpi") {
