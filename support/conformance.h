@@ -54,8 +54,8 @@ Expected make_expected(const Problem& problem, const Options& options, const Rin
                        bool backward);
 
 /// The verdict on results that are there, those of a second run (or null) beside them.
-CheckReport judge(const Expected& expected, const Problem& problem, const RingInputs& inputs,
-                  RingResult result, const RingResult* again);
+CheckReport judge(const Expected& expected, const Problem& problem, const Options& options,
+                  const RingInputs& inputs, RingResult result, const RingResult* again);
 
 /// Throws what the library throws; a difference is a report.
 CheckReport check_against(const Expected& expected, const Problem& problem, const Options& options,
@@ -84,6 +84,9 @@ inline constexpr NamedResult kResults[] = {
 };
 
 /// The first tensor whose bits differ; empty if none.
-std::string different_bits(const RingResult& a, const RingResult& b);
+std::string different_bits(const RingResult& a, const RingResult& b, bool dquery_too = true);
+
+/// Does the contract promise the bits of dquery from run to run?
+bool repeats_dquery(const Problem& problem, const Options& options);
 
 }  // namespace ringattn::support

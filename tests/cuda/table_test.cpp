@@ -97,6 +97,17 @@ TEST_P(CudaTable, MatchesFloat64OnEveryRing) {
     EXPECT_TRUE(report.ok()) << to_string(c) << "\n" << report.message();
     EXPECT_EQ(report.result.backend, "cuda");
   }
+  // The bits of dquery too, from kernels that add in order.
+  if (!c.backward) return;
+  Options in_order = options;
+  in_order.deterministic = true;
+  settings.against_one = false;
+  for (int ring : {1, 4}) {
+    c.ring = ring;
+    const CheckReport report =
+        check_against(expected, problem, in_order, data.inputs(), ring, true, settings);
+    EXPECT_TRUE(report.ok()) << "deterministic " << to_string(c) << "\n" << report.message();
+  }
 }
 
 std::string parameter_name(const testing::TestParamInfo<std::tuple<const char*, Layout>>& info) {

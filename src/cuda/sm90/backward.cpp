@@ -42,7 +42,10 @@ QueryTiles query_tiles(const Problem& p, const Positions& queries) {
 template <class T>
 bool takes(const cuda::BackwardParameters<T>& p) {
   const BackwardShape shape = backward_shape(kernel_dim(p.head_dim, p.value_dim));
-  return p.schedule.queries.size == shape.queries && p.schedule.keys.size == kGroupRows &&
+  // Padding may hold anything, and what is not finite times a weight of 0 is not 0: with segment ids
+  // the kernels that look at every number are needed.
+  return p.schedule.query_segments.ids == nullptr && p.schedule.queries.size == shape.queries &&
+         p.schedule.keys.size == kGroupRows &&
          rows_fit(p) && can_map(query_of(p)) && can_map(key_of(p)) && can_map(value_of(p)) &&
          can_map(dout_of(p, p.dout)) && (p.dquery.data == nullptr || p.dquery.aligned);
 }
