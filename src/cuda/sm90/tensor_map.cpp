@@ -54,11 +54,19 @@ cudaError_t map_tensor(const MappedTensor& t, int rows, CUtensorMap& map) {
   const cuuint32_t steps[4] = {1, 1, 1, 1};
   const CUtensorMapDataType type = t.dtype == DType::kBFloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
                                                                : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
-  const CUresult result =
-      encoder()(&map, type, 4, const_cast<void*>(t.data), extents, strides, box, steps,
-                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+  const auto encode = [&] {
+    return encoder()(&map, type, 4, const_cast<void*>(t.data), extents, strides, box, steps,
+                     CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                     CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  };
+  if (encode() == CUDA_SUCCESS) return cudaSuccess;
+  // The driver wants a current context, which a host thread has from its first call of the runtime
+  // that needs one: this may be the thread's first.
+  int device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaSetDevice(device);
+  if (error != cudaSuccess) return error;
+  return encode() == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
 }  // namespace ringattn::cuda::sm90
