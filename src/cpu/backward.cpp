@@ -385,9 +385,11 @@ class Task {
     const std::int64_t n = padded(keys_.rows);
     const std::int64_t at = packed(bh, i);
     k_.product({o_.pairs, w_.query.left + at * w_.query.left_size, w_.query.left_row, false,
-                x_.keys_t, stride_, x_.s, stride_, tile.rows, n, o_.words(p_.head_dim), false});
+                x_.keys_t, stride_, x_.s, stride_, tile.rows, n, o_.words(p_.head_dim), false,
+                w_.dout.left + at * w_.dout.left_size, w_.dout.left_size * 4});
     k_.product({o_.pairs, w_.dout.left + at * w_.dout.left_size, w_.dout.left_row, false,
-                x_.values_t, stride_, dp, stride_, tile.rows, n, o_.words(p_.value_dim), false});
+                x_.values_t, stride_, dp, stride_, tile.rows, n, o_.words(p_.value_dim), false,
+                dquery_of(bh, tile), tile.rows * padded(p_.head_dim) * 4});
     const std::int64_t row = bh * step_.query.dim(1) + tile.row;
     const Scoring scoring{step_.plan.scale(), step_.plan.soft_cap()};
     k_.gradient({x_.s, dp, o_.pairs ? ds : nullptr, ds_row_, stride_, tile.rows, keys_.rows,
