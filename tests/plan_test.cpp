@@ -175,9 +175,11 @@ std::size_t formula(const Plan& plan, Pass pass, int threads) {
     if (ring) bytes += 2 * sums(most);
     bytes += a64(heads * sq * (a16(d) + 2) * 4);
     bytes += a64(heads * ((sq + m - 1) / m + 1) * 4);
+    const std::int64_t tiles = heads * ((sq + m - 1) / m);
+    const std::int64_t rows = tiles * std::min(m, sq);
+    bytes += a64(rows * odd(d) * 4) + a64(rows * odd(v) * 4) + 2 * a64(tiles);
     bytes += t * (a64(d * odd(n) * 4) + a64(v * odd(n) * 4) + 2 * a64(n * odd(d) * 4) +
-                  a64(n * odd(v) * 4) + a64(m * odd(d) * 4) + a64(m * odd(v) * 4) +
-                  5 * a64(m * odd(n) * 4));
+                  a64(n * odd(v) * 4) + 5 * a64(m * odd(n) * 4));
   }
   return bytes;
 }

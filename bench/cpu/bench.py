@@ -4,7 +4,7 @@
 bench`, each run beside the multiply-add peak of the same instruction set and number of threads; figures are medians over
 processes. Rows that need what this machine lacks say so. With --jax-python and --torch-python the peers of peer.py
 take turns with us. Writes JSON, and a drawing of every row against its bar."""
-import argparse, json, math, os, statistics, subprocess, sys
+import argparse, json, math, os, re, statistics, subprocess, sys
 from dataclasses import dataclass, field
 
 from figure import draw
@@ -23,21 +23,39 @@ class Row:
     threads: tuple = (1,)
     ratio: str = ''                 # '': share of the peak; 'rate', 'time', 'overhead': of two cases
     unit: str = '%'
+    head_dim: int = 0               # rows with a roof: see roof()
+
+
+def roof(row, peaks):
+    """The port model's limit, % of the peak: for one vector of scores, multiply-adds over all operations of the ports
+    that multiply. Beside 2 (backward: 5) products over D there are 15 operations of softmax (17 of its gradient,
+    docs/performance.md). A dot product of pairs counts as many operations as the two measured peaks say."""
+    if not row.head_dim:
+        return None
+    products, others = (2 * row.head_dim, 15) if row.which == 'forward' else (5 * row.head_dim, 17)
+    if row.isa == 'avx512_bf16':
+        if not (peaks.get('avx512') and peaks.get('avx512_bf16')):
+            return None
+        products *= statistics.median(peaks['avx512']) / statistics.median(peaks['avx512_bf16'])
+    return 100 * products / (products + others)
 
 
 def rows():
     out = []
     for isa in ('avx512', 'avx2'):
         for d, bar_f, bar_b in ((64, 80, 78), (128, 84, 80)):
-            out.append(Row(f'forward f32 D{d} {isa}', bar_f, [f'sq2048_h8_d{d}'], 'forward', isa))
-            out.append(Row(f'backward f32 D{d} {isa}', bar_b, [f'sq2048_h8_d{d}_bwd'], 'backward', isa))
+            out.append(Row(f'forward f32 D{d} {isa}', bar_f, [f'sq2048_h8_d{d}'], 'forward', isa, head_dim=d))
+            out.append(Row(f'backward f32 D{d} {isa}', bar_b, [f'sq2048_h8_d{d}_bwd'], 'backward', isa, head_dim=d))
     for d, bar_f, bar_b in ((64, 73, 70), (128, 80, 75)):
-        out.append(Row(f'forward bf16 D{d}, dot products', bar_f, [f'sq2048_h8_d{d}_bf16'], 'forward', 'avx512_bf16'))
+        out.append(Row(f'forward bf16 D{d}, dot products', bar_f, [f'sq2048_h8_d{d}_bf16'], 'forward', 'avx512_bf16',
+                       head_dim=d))
         out.append(Row(f'backward bf16 D{d}, dot products', bar_b, [f'sq2048_h8_d{d}_bf16_bwd'], 'backward',
-                       'avx512_bf16'))
+                       'avx512_bf16', head_dim=d))
     for t in ('bf16', 'f16'):
-        out.append(Row(f'forward {t} D128 avx2, widened', 77, [f'sq2048_h8_d128_{t}'], 'forward', 'avx2'))
-        out.append(Row(f'forward {t} D128 avx512, widened', 77, [f'sq2048_h8_d128_{t}'], 'forward', 'avx512'))
+        out.append(Row(f'forward {t} D128 avx2, widened', 77, [f'sq2048_h8_d128_{t}'], 'forward', 'avx2',
+                       head_dim=128))
+        out.append(Row(f'forward {t} D128 avx512, widened', 77, [f'sq2048_h8_d128_{t}'], 'forward', 'avx512',
+                       head_dim=128))
     for p in ('forward', 'backward'):
         b = '_bwd' if p == 'backward' else ''
         out.append(Row(f'causal 4k / full, {p}', 90, [f'sq4096_h2_d64_causal{b}', f'sq4096_h2_d64{b}'], p,
@@ -62,6 +80,7 @@ class Bench:
     wrapper: list
     repeats: int
     runs: list = field(default_factory=list)
+    peaks: dict = field(default_factory=dict)  # of one core, by instruction set
 
     def pass_of(self, case, row, threads):
         """One process: the result of the row's pass."""
@@ -74,6 +93,8 @@ class Bench:
             raise RuntimeError(done.stderr.strip())
         result = next(r for r in json.loads(done.stdout)['results'] if r['pass'] == row.which)
         self.runs.append(result)
+        if threads == 1:
+            self.peaks.setdefault(row.isa, []).append(result['peak_gflops'])
         return result
 
     def figure(self, row):
@@ -154,7 +175,7 @@ def main():
     p.add_argument('--processes', type=int, default=5)
     p.add_argument('--peer-processes', type=int, default=3)
     p.add_argument('--repeats', type=int, default=5, help='timed runs in each process')
-    p.add_argument('--rows', default='', help='only rows whose name contains this')
+    p.add_argument('--rows', default='', help='only rows whose name matches this regular expression')
     p.add_argument('--json', help='write every result here')
     p.add_argument('--svg', help='write the drawing here')
     p.add_argument('--wrapper', default='', help='run every measurement by this command')
@@ -166,7 +187,7 @@ def main():
     a.isas = next(b['instruction_sets'] for b in info['backends'] if b['name'] == 'cpu')
     cores = len(os.sched_getaffinity(0))
     bench = Bench(a.tool, a.wrapper.split(), a.repeats)
-    wanted = [] if a.peers_only else [r for r in rows() if a.rows in r.name]
+    wanted = [] if a.peers_only else [r for r in rows() if re.search(a.rows, r.name)]
     figures = {r.name: [] for r in wanted}
     reasons = {r.name: why_not(r, a.isas, cores) for r in wanted}
     for _ in range(a.processes):  # rows take turns, so that a bad minute meets them all
@@ -176,12 +197,14 @@ def main():
     table = []
     for r in wanted:
         got = figures[r.name]
-        line = dict(row=r.name, bar=r.bar, unit=r.unit, isa=r.isa, cases=r.cases, least_is_best=r.ratio in ('time', 'overhead'))
+        line = dict(row=r.name, bar=r.bar, unit=r.unit, isa=r.isa, cases=r.cases, least_is_best=r.ratio in ('time', 'overhead'),
+                    roof=roof(r, bench.peaks))
         if got:
             line.update(figure=statistics.median(got), low=min(got), high=max(got), met=met(r, statistics.median(got)))
             verdict = 'met' if line['met'] else 'missed'
+            limit = f', roof {line["roof"]:.0f}' if line['roof'] else ''
             print(f'{r.name:38} {line["figure"]:7.1f} {r.unit:2} ({line["low"]:.1f} to {line["high"]:.1f})  bar {r.bar:4} '
-                  f'{verdict}')
+                  f'{verdict}{limit}')
         else:
             line.update(reason=reasons[r.name])
             print(f'{r.name:38} not measured: {reasons[r.name]}')

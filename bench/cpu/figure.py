@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws the table of bars: each row's figure and spread as a part of the machine's limit, and the bar it has to reach."""
+"""Draws the table of bars: each row's figure and spread as a part of the machine's limit, the bar it has to reach (blue)
+and, where the port model gives one, the most that it could reach (red, dashed)."""
 from html import escape
 
 WIDTH, LEFT, STEP, TOP = 760, 270, 20, 34
@@ -13,7 +14,7 @@ def draw(table):
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" '
            f'font-size="11">', f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
            '<text x="8" y="16" font-weight="bold">Share of the limit: the peak of the same run, or the other rate of '
-           'the row</text>']
+           'the row. Blue: the bar; red: the roof of the port model</text>']
 
     def x(v):
         return LEFT + (WIDTH - LEFT - 60) * min(v, most) / most
@@ -30,5 +31,7 @@ def draw(table):
                    f'<line x1="{x(t["low"]):.1f}" y1="{y + 7.5}" x2="{x(t["high"]):.1f}" y2="{y + 7.5}" stroke="black"/>'
                    f'<line x1="{x(t["bar"]):.1f}" y1="{y}" x2="{x(t["bar"]):.1f}" y2="{y + 15}" stroke="#1a3c8c" '
                    f'stroke-width="2.5"/>'
+                   + (f'<line x1="{x(t["roof"]):.1f}" y1="{y}" x2="{x(t["roof"]):.1f}" y2="{y + 15}" stroke="#c01818" '
+                      f'stroke-width="1.5" stroke-dasharray="3 2"/>' if t.get('roof') else '') +
                    f'<text x="{WIDTH - 54}" y="{y + 11}">{t["figure"]:.0f} %</text>')
     return '\n'.join(out) + '\n</svg>\n'

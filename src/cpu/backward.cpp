@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cmath>
 #include <numbers>
+#include <numeric>
 #include <thread>
 
 #include "counts.h"
@@ -24,12 +25,23 @@ namespace {
 /// more memory than it saves time.
 using Progress = std::atomic<std::int32_t>;
 
+/// Rows of a query tile as the left and the right side of products; [B, H, query tiles] of them.
+struct PackedRows {
+  float* left;           // [M, left_row]
+  float* right;          // [words of M, right_row]; `left` itself unless of pairs
+  std::uint8_t* finite;  // all values are finite
+  std::int64_t left_row, right_row;
+  std::int64_t left_size, right_size;  // floats of a tile
+};
+
 /// The pieces of StepContext::state and StepContext::workspace.
 struct Pieces {
   float* dquery;       // state, [B, H, Sq, padded D], over all steps, without softmax_scale
   float* lse;          // state, [B, H, Sq] log2 units, +inf where there is no weight
   float* delta;        // state, [B, H, Sq]
   Progress* progress;  // [B, H, query tiles]
+  PackedRows query;    // of D, for every key tile of this step
+  PackedRows dout;     // of Dv
   std::byte* scratch;
   std::size_t scratch_bytes;
 };
@@ -40,13 +52,9 @@ constexpr int kAhead = 4;
 
 /// What one thread works in.
 struct Scratch {
-  float* keys_t;    // [D, stride of N]
-  float* values_t;  // [Dv, stride of N]
-  float* keys;      // [N, stride of D]
-  float* query;     // [M, stride of D], from the left
-  float* dout;      // [M, stride of Dv], from the left
-  float* query_r;   // the same from the right, if that differs
-  float* dout_r;
+  float* keys_t;            // [D, stride of N]
+  float* values_t;          // [Dv, stride of N]
+  float* keys;              // [N, stride of D]
   float* s;                 // [M, stride of N]
   float* dp;                // [M, stride of N], of pairs
   float* tiles_ds[kAhead];  // [M, stride of N] each; unless of pairs, dP before that
@@ -59,22 +67,17 @@ Scratch carve_scratch(const Plan& plan, Carver& carver) {
   const Problem& p = plan.problem();
   const Operands o(plan);
   const std::int64_t d = row_stride(p.head_dim);
-  const std::int64_t v = row_stride(p.value_dim);
   const std::int64_t n = row_stride(tile.keys);
   const std::int64_t m = tile.queries;
   Scratch s{};
   s.keys_t = carver.take_array<float>(o.words(p.head_dim) * n);
   s.values_t = carver.take_array<float>(o.words(p.value_dim) * n);
   s.keys = carver.take_array<float>(o.words(tile.keys) * d);
-  s.query = carver.take_array<float>(m * row_stride(o.words(p.head_dim)));
-  s.dout = carver.take_array<float>(m * row_stride(o.words(p.value_dim)));
-  s.query_r = o.pairs ? carver.take_array<float>(o.words(m) * d) : s.query;
-  s.dout_r = o.pairs ? carver.take_array<float>(o.words(m) * v) : s.dout;
   s.s = carver.take_array<float>(m * n);
   s.dp = carver.take_array<float>(o.pairs ? m * n : 0);
   for (float*& ds : s.tiles_ds) ds = carver.take_array<float>(m * row_stride(o.words(tile.keys)));
   s.dkey = carver.take_array<float>(tile.keys * d);
-  s.dvalue = carver.take_array<float>(tile.keys * v);
+  s.dvalue = carver.take_array<float>(tile.keys * row_stride(p.value_dim));
   return s;
 }
 
@@ -83,14 +86,33 @@ std::int64_t state_rows(const Plan& plan) {
   return p.batch * p.query_heads * plan.query_rows(plan.rank()).size();
 }
 
+/// Room for `count` tiles of at most `rows` rows of `columns` values.
+PackedRows carve_rows(Carver& carver, const Operands& o, std::int64_t count, std::int64_t rows,
+                      std::int64_t columns) {
+  PackedRows x{};
+  x.left_row = row_stride(o.words(columns));
+  x.left_size = rows * x.left_row;
+  x.left = carver.take_array<float>(count * x.left_size);
+  x.right_row = row_stride(columns);
+  x.right_size = o.words(rows) * x.right_row;
+  x.right = o.pairs ? carver.take_array<float>(count * x.right_size) : x.left;
+  x.finite = carver.take_array<std::uint8_t>(count);
+  return x;
+}
+
 Pieces carve(const Plan& plan, Carver& carver) {
   const Problem& p = plan.problem();
+  const Operands o(plan);
   const Positions queries = plan.query_rows(plan.rank());
   const std::int64_t heads = p.batch * p.query_heads;
-  const std::int64_t tiles = Tiling{queries, plan.tiles(Pass::kBackward).queries, nullptr}.count();
+  const std::int64_t most = plan.tiles(Pass::kBackward).queries;
+  const std::int64_t tiles = Tiling{queries, most, nullptr}.count();
+  const std::int64_t rows = std::min(most, queries.size());
   Pieces w{};
   // With explicit positions there is one run, and at most one tile fewer.
   w.progress = carver.take_array<Progress>(heads * (tiles + 1));
+  w.query = carve_rows(carver, o, heads * tiles, rows, p.head_dim);
+  w.dout = carve_rows(carver, o, heads * tiles, rows, p.value_dim);
   Carver one;
   carve_scratch(plan, one);
   w.scratch_bytes = one.used();
@@ -102,52 +124,128 @@ const std::byte* rows_at(const ConstTensorView& v, std::int64_t b, std::int64_t 
   return static_cast<const std::byte*>(v.data) + offset(v, b, i, h) * size_of(v.dtype);
 }
 
-/// Fills lse and delta of one head's rows, and returns its part of dsink.
-double prepare_head(const BackwardStep& step, const Pieces& w, std::int64_t bh) {
+/// sum over d of out * dout of one row, in a fixed order; 0 and `zero` if out is 0 everywhere.
+template <DType kType>
+double dot_of_row(const void* out, const void* dout, std::int64_t n, bool& zero) {
+  constexpr std::int64_t kSums = 8;  // chains that do not wait for each other
+  double sums[kSums] = {};
+  double nonzero[kSums] = {};
+  const auto add = [&](std::int64_t d, std::int64_t l) {
+    const double x = load(kType, out, d + l);
+    nonzero[l] = std::max(nonzero[l], x != 0.0 ? 1.0 : 0.0);
+    sums[l] += x * load(kType, dout, d + l);
+  };
+  std::int64_t d = 0;
+  for (; d + kSums <= n; d += kSums) {
+    for (std::int64_t l = 0; l < kSums; ++l) add(d, l);
+  }
+  for (std::int64_t l = 0; l < n - d; ++l) add(d, l);
+  zero = std::accumulate(std::begin(nonzero), std::end(nonzero), 0.0) == 0.0;
+  return std::accumulate(std::begin(sums), std::end(sums), 0.0);
+}
+
+double dot_of_row(DType dtype, const void* out, const void* dout, std::int64_t n, bool& zero) {
+  switch (dtype) {
+    case DType::kBFloat16: return dot_of_row<DType::kBFloat16>(out, dout, n, zero);
+    case DType::kFloat16: return dot_of_row<DType::kFloat16>(out, dout, n, zero);
+    default: return dot_of_row<DType::kFloat32>(out, dout, n, zero);
+  }
+}
+
+/// Rows that one task prepares or finishes.
+constexpr std::int64_t kChunk = 128;
+
+float lse_at(const BackwardStep& step, std::int64_t b, std::int64_t h, std::int64_t i) {
+  return static_cast<const float*>(step.lse.data)[offset(step.lse, b, h, i)];
+}
+
+/// Fills lse and delta of rows of one head.
+void prepare_rows(const BackwardStep& step, const Pieces& w, std::int64_t bh, Range rows) {
   const Problem& p = step.plan.problem();
   const std::int64_t b = bh / p.query_heads;
   const std::int64_t h = bh % p.query_heads;
   const std::int64_t seq = step.query.dim(1);
-  const double sink = step.sinks == nullptr ? -kInfinity<double> : step.sinks[h];
-  double dsink = 0.0;
-  for (std::int64_t i = 0; i < seq; ++i) {
-    const auto lse = static_cast<const float*>(step.lse.data)[offset(step.lse, b, h, i)];
-    const std::int64_t o = offset(step.out, b, i, h);
-    const std::int64_t g = offset(step.dout, b, i, h);
-    // A row that saw nothing has out 0 and does not look at dout, which may be anything there.
-    bool nothing = step.sinks != nullptr && static_cast<float>(sink) == lse;
-    double delta = 0.0;
+  for (std::int64_t i = rows.begin; i < rows.end; ++i) {
+    const float lse = lse_at(step, b, h, i);
     bool zero = true;
-    for (std::int64_t d = 0; d < p.value_dim; ++d) {
-      const double out = load(step.out.dtype, step.out.data, o + d);
-      zero = zero && out == 0.0;
-      delta += out * load(step.dout.dtype, step.dout.data, g + d);
-    }
-    nothing = nothing && zero;
-    if (nothing) delta = 0.0;
+    double delta = dot_of_row(step.out.dtype, rows_at(step.out, b, i, h),
+                              rows_at(step.dout, b, i, h), p.value_dim, zero);
+    // A row that saw nothing has out 0 and does not look at dout, which may be anything there.
+    if (zero && step.sinks != nullptr && static_cast<float>(step.sinks[h]) == lse) delta = 0.0;
     if (step.dlse.present()) {
       delta -= static_cast<const float*>(step.dlse.data)[offset(step.dlse, b, h, i)];
     }
     w.lse[bh * seq + i] = backward_lse(lse) * std::numbers::log2e_v<float>;
     w.delta[bh * seq + i] = static_cast<float>(delta);
-    if (std::abs(sink) != kInfinity<double>) dsink -= std::exp(sink - lse) * delta;
+  }
+}
+
+/// One head's part of dsinks, over batch and rows in order.
+double dsink_of(const BackwardStep& step, const Pieces& w, std::int64_t h) {
+  const Problem& p = step.plan.problem();
+  const double sink = step.sinks[h];
+  if (std::abs(sink) == kInfinity<double>) return 0.0;
+  const std::int64_t seq = step.query.dim(1);
+  double dsink = 0.0;
+  for (std::int64_t b = 0; b < p.batch; ++b) {
+    const float* delta = w.delta + (b * p.query_heads + h) * seq;
+    for (std::int64_t i = 0; i < seq; ++i) {
+      dsink -= std::exp(sink - lse_at(step, b, h, i)) * delta[i];
+    }
   }
   return dsink;
 }
 
-void prepare(const BackwardStep& step, const Pieces& w) {
-  const Problem& p = step.plan.problem();
+/// Calls f(bh, rows) for every chunk of every head's rows.
+template <class F>
+void for_chunks(const BackwardStep& step, const F& f) {
   const std::int64_t seq = step.query.dim(1);
-  const std::int64_t row = padded(p.head_dim);
-  if (step.dsinks != nullptr) std::fill_n(step.dsinks, p.query_heads, 0.0);
-  // One task per head, so that the sum over batch and rows has one order.
-  step.executor.run(p.query_heads, [&](std::int64_t h) {
-    for (std::int64_t b = 0; b < p.batch; ++b) {
-      const std::int64_t bh = b * p.query_heads + h;
-      std::fill_n(w.dquery + bh * seq * row, seq * row, 0.0F);
-      const double dsink = prepare_head(step, w, bh);
-      if (step.dsinks != nullptr) step.dsinks[h] += dsink;
-    }
+  const std::int64_t chunks = ceil_div(seq, kChunk);
+  const Problem& p = step.plan.problem();
+  step.executor.run(p.batch * p.query_heads * chunks, [&](std::int64_t n) {
+    const std::int64_t begin = n % chunks * kChunk;
+    f(n / chunks, Range{begin, std::min(begin + kChunk, seq)});
+  });
+}
+
+void prepare(const BackwardStep& step, const Pieces& w) {
+  const std::int64_t seq = step.query.dim(1);
+  const std::int64_t row = padded(step.plan.problem().head_dim);
+  for_chunks(step, [&](std::int64_t bh, Range rows) {
+    std::fill_n(w.dquery + (bh * seq + rows.begin) * row, (rows.end - rows.begin) * row, 0.0F);
+    prepare_rows(step, w, bh, rows);
+  });
+  if (step.dsinks == nullptr) return;
+  step.executor.run(step.plan.problem().query_heads, [&](std::int64_t h) {
+    step.dsinks[h] = step.sinks == nullptr ? 0.0 : dsink_of(step, w, h);
+  });
+}
+
+/// Packs a tile of rows as tile `n`.
+void pack_tile(const Operands& o, const PackedRows& to, std::int64_t n, Widen w) {
+  w.dst = to.left + n * to.left_size;
+  w.dst_row = to.left_row;
+  to.finite[n] = o.left(w) ? 1 : 0;
+  if (!o.pairs) return;
+  w.dst = to.right + n * to.right_size;
+  w.dst_row = to.right_row;
+  o.right(w);
+}
+
+/// Packs the query and dout rows that all key tiles of this step take.
+void pack(const BackwardStep& step, const Pieces& w, const Operands& o) {
+  const Problem& p = step.plan.problem();
+  const std::int64_t tiles = step.schedule.queries.count();
+  step.executor.run(p.batch * p.query_heads * tiles, [&](std::int64_t n) {
+    const std::int64_t b = n / tiles / p.query_heads;
+    const std::int64_t h = n / tiles % p.query_heads;
+    const Tile tile = step.schedule.queries[n % tiles];
+    pack_tile(o, w.query, n,
+              {false, o.format, rows_at(step.query, b, tile.row, h), step.query.stride(1),
+               tile.rows, p.head_dim, nullptr, 0});
+    pack_tile(o, w.dout, n,
+              {false, o.format, rows_at(step.dout, b, tile.row, h), step.dout.stride(1), tile.rows,
+               p.value_dim, nullptr, 0});
   });
 }
 
@@ -235,11 +333,10 @@ class Task {
       counts.tiles.visited += 1;
       counts.tiles.full += masked ? 0 : 1;
       counts.pairs += masked ? bits.pairs : queries.rows * keys_.rows;
-      load_queries(h, queries);
       float* ds = take_slot();
       float* dp = o_.pairs ? x_.dp : ds;
-      weigh(bh, queries, masked ? &bits : nullptr, dp, ds);
-      add_to_keys(queries, masked ? &bits : nullptr, dp);
+      weigh(bh, i, queries, masked ? &bits : nullptr, dp, ds);
+      add_to_keys(bh, i, queries, masked ? &bits : nullptr, dp);
       if (masked && !keys_finite_) {
         flush();
         wait_for_turn(bh, h, i);
@@ -282,38 +379,17 @@ class Task {
     --count_;
   }
 
-  void load_queries(std::int64_t h, const Tile& tile) {
-    const Widen query{false,
-                      o_.format,
-                      rows_at(step_.query, b_, tile.row, h),
-                      step_.query.stride(1),
-                      tile.rows,
-                      p_.head_dim,
-                      nullptr,
-                      0};
-    const Widen dout{false,
-                     o_.format,
-                     rows_at(step_.dout, b_, tile.row, h),
-                     step_.dout.stride(1),
-                     tile.rows,
-                     p_.value_dim,
-                     nullptr,
-                     0};
-    queries_finite_ = o_.left(to(query, x_.query, row_stride(o_.words(p_.head_dim))));
-    dout_finite_ = o_.left(to(dout, x_.dout, row_stride(o_.words(p_.value_dim))));
-    if (o_.pairs) {
-      o_.right(to(query, x_.query_r, d_));
-      o_.right(to(dout, x_.dout_r, v_));
-    }
-  }
-
   /// P and dS of one tile.
-  void weigh(std::int64_t bh, const Tile& tile, const TileBits* bits, float* dp, float* ds) {
+  void weigh(std::int64_t bh, std::int64_t i, const Tile& tile, const TileBits* bits, float* dp,
+             float* ds) {
     const std::int64_t n = padded(keys_.rows);
-    k_.product({o_.pairs, x_.query, row_stride(o_.words(p_.head_dim)), false, x_.keys_t, stride_,
-                x_.s, stride_, tile.rows, n, o_.words(p_.head_dim), false});
-    k_.product({o_.pairs, x_.dout, row_stride(o_.words(p_.value_dim)), false, x_.values_t, stride_,
-                dp, stride_, tile.rows, n, o_.words(p_.value_dim), false});
+    const std::int64_t at = packed(bh, i);
+    k_.product({o_.pairs, w_.query.left + at * w_.query.left_size, w_.query.left_row, false,
+                x_.keys_t, stride_, x_.s, stride_, tile.rows, n, o_.words(p_.head_dim), false,
+                w_.dout.left + at * w_.dout.left_size, w_.dout.left_size * 4});
+    k_.product({o_.pairs, w_.dout.left + at * w_.dout.left_size, w_.dout.left_row, false,
+                x_.values_t, stride_, dp, stride_, tile.rows, n, o_.words(p_.value_dim), false,
+                dquery_of(bh, tile), tile.rows * padded(p_.head_dim) * 4});
     const std::int64_t row = bh * step_.query.dim(1) + tile.row;
     const Scoring scoring{step_.plan.scale(), step_.plan.soft_cap()};
     k_.gradient({x_.s, dp, o_.pairs ? ds : nullptr, ds_row_, stride_, tile.rows, keys_.rows,
@@ -322,9 +398,18 @@ class Task {
   }
 
   /// dV += P^T dO, dK += dS^T Q.
-  void add_to_keys(const Tile& tile, const TileBits* bits, const float* dp) {
-    add_transposed(x_.s, x_.dout_r, v_, tile.rows, p_.value_dim, x_.dvalue, bits, dout_finite_);
-    add_transposed(dp, x_.query_r, d_, tile.rows, p_.head_dim, x_.dkey, bits, queries_finite_);
+  void add_to_keys(std::int64_t bh, std::int64_t i, const Tile& tile, const TileBits* bits,
+                   const float* dp) {
+    const std::int64_t at = packed(bh, i);
+    add_transposed(x_.s, w_.dout.right + at * w_.dout.right_size, v_, tile.rows, p_.value_dim,
+                   x_.dvalue, bits, w_.dout.finite[at] != 0);
+    add_transposed(dp, w_.query.right + at * w_.query.right_size, d_, tile.rows, p_.head_dim,
+                   x_.dkey, bits, w_.query.finite[at] != 0);
+  }
+
+  /// Where a query tile is in PackedRows.
+  std::int64_t packed(std::int64_t bh, std::int64_t i) const {
+    return bh * step_.schedule.queries.count() + i;
   }
 
   /// out [N, columns] += weights^T x; the rows of x and out are `row` floats.
@@ -355,9 +440,7 @@ class Task {
                      d_, p_.head_dim, dquery_of(bh, tile), padded(p_.head_dim)});
   }
 
-  Progress& progress(std::int64_t bh, std::int64_t i) {
-    return w_.progress[bh * step_.schedule.queries.count() + i];
-  }
+  Progress& progress(std::int64_t bh, std::int64_t i) { return w_.progress[packed(bh, i)]; }
 
   /// The key tile before this one that visits query tile i, or -1.
   std::int64_t before(std::int64_t h, std::int64_t i) const {
@@ -389,8 +472,6 @@ class Task {
   std::int64_t stride_, ds_row_, d_, v_, b_, g_, j_;
   Tile keys_;
   bool keys_finite_ = true;
-  bool queries_finite_ = true;
-  bool dout_finite_ = true;
   Pending pending_[kAhead];
   int begin_ = 0;  // of those that wait, in the order they came
   int count_ = 0;
@@ -400,8 +481,8 @@ void finish_queries(const BackwardStep& step, const Pieces& w) {
   const Problem& p = step.plan.problem();
   const std::int64_t seq = step.query.dim(1);
   const std::int64_t row = padded(p.head_dim);
-  step.executor.run(p.batch * p.query_heads, [&](std::int64_t bh) {
-    for (std::int64_t i = 0; i < seq; ++i) {
+  for_chunks(step, [&](std::int64_t bh, Range rows) {
+    for (std::int64_t i = rows.begin; i < rows.end; ++i) {
       narrow(w.dquery + (bh * seq + i) * row, p.head_dim, step.plan.scale(), step.dquery,
              offset(step.dquery, bh / p.query_heads, i, bh % p.query_heads));
     }
@@ -430,6 +511,7 @@ PassCounts backward(const BackwardStep& step) {
   w.lse = w.dquery + state_rows(step.plan) * padded(p.head_dim);
   w.delta = w.lse + state_rows(step.plan);
   if (step.first) prepare(step, w);
+  pack(step, w, operands);
   const std::int64_t heads = p.batch * p.query_heads;
   for (std::int64_t n = 0; n < heads * step.schedule.queries.count(); ++n) {
     std::construct_at(w.progress + n, -1);

@@ -50,7 +50,7 @@ class ThreadPool final : public Executor {
       stop_ = true;
       posted_.fetch_add(1);
     }
-    changed_.notify_all();
+    posted_work_.notify_all();
     for (std::thread& worker : workers_) worker.join();
   }
 
@@ -61,21 +61,22 @@ class ThreadPool final : public Executor {
 
   void run(std::int64_t n, TaskRef task) override {
     if (n <= 0) return;
-    Job job{task, n, 0, 0};
+    Job job{task, n, 0, 0, {}};
     std::unique_lock lock(mutex_);
     const auto place = jobs_.insert(jobs_.end(), &job);
     posted_.fetch_add(1);
-    if (n > 1 && !workers_.empty()) changed_.notify_all();
+    if ((n > 1 || helping_) && sleeping_ > 0) posted_work_.notify_all();
     while (job.done < n) {
       if (!helping_ && job.next < n) {
         helping_ = true;
         help(job, lock);
         helping_ = false;
-        changed_.notify_all();
         continue;
       }
-      changed_.wait(lock, [&] { return job.done == n || (!helping_ && job.next < n); });
+      pass_on();
+      job.changed.wait(lock);
     }
+    pass_on();
     jobs_.erase(place);
   }
 
@@ -85,6 +86,7 @@ class ThreadPool final : public Executor {
     std::int64_t n;
     std::int64_t next;
     std::int64_t done;
+    std::condition_variable changed;  // its caller waits here, and nobody else
   };
 
   /// Runs tasks of `job` until none is left to start. Called and left with the lock held.
@@ -94,8 +96,14 @@ class ThreadPool final : public Executor {
       lock.unlock();
       job.task(i);
       lock.lock();
-      if (++job.done == job.n) changed_.notify_all();
+      if (++job.done == job.n) job.changed.notify_one();
     }
+  }
+
+  /// A caller that does not help lets the first one that can.
+  void pass_on() {
+    if (helping_) return;
+    if (Job* job = startable()) job->changed.notify_one();
   }
 
   Job* startable() {
@@ -117,13 +125,16 @@ class ThreadPool final : public Executor {
       lock.unlock();
       for (int i = 0; i < kSpins && posted_.load(std::memory_order_relaxed) == seen; ++i) relax();
       lock.lock();
-      changed_.wait(lock, [&] { return stop_ || startable() != nullptr; });
+      ++sleeping_;
+      posted_work_.wait(lock, [&] { return stop_ || startable() != nullptr; });
+      --sleeping_;
     }
   }
 
   std::mutex mutex_;
-  std::condition_variable changed_;
-  std::list<Job*> jobs_;  // in the order they came
+  std::condition_variable posted_work_;  // workers wait here
+  int sleeping_ = 0;                     // that many
+  std::list<Job*> jobs_;                 // in the order they came
   std::vector<std::thread> workers_;
   std::atomic<std::uint64_t> posted_{0};
   bool helping_ = false;  // a caller runs its own tasks
