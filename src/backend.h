@@ -73,8 +73,8 @@ class Backend {
 
   virtual std::vector<std::string> instruction_sets() const { return {}; }
 
-  /// Does backward() write gradients of keys and values in their own dtype, if this step is the only
-  /// one that adds to them?
+  /// Does backward() write gradients of keys and values in their own dtype, if this step is the
+  /// only one that adds to them?
   virtual bool rounds_gradients() const { return false; }
 
   /// kFloat32, or kFloat64 for a backend that accumulates so.

@@ -155,7 +155,7 @@ CheckReport judge(const Expected& expected, const Problem& problem, const Option
     }
   }
   if (again != nullptr) {
-    const std::string tensor = 
+    const std::string tensor =
         different_bits(report.result, *again, repeats_dquery(problem, options));
     if (!tensor.empty()) report.failures.push_back(tensor + ": other bits in a second run");
   }
@@ -173,8 +173,8 @@ CheckReport check_against(const Expected& expected, const Problem& problem, cons
   if (settings.twice) {
     again = run_again(problem, chosen, inputs, run, ring, settings.other_executor);
   }
-  CheckReport report =
-      judge(expected, problem, options, inputs, std::move(result), settings.twice ? &again : nullptr);
+  CheckReport report = judge(expected, problem, options, inputs, std::move(result),
+                             settings.twice ? &again : nullptr);
   if (settings.against_one && ring > 1) {
     const RingResult one = run_again(problem, chosen, inputs, run, 1, nullptr);
     compare_with_one(problem, one, expected.truth, expected.naive, report);

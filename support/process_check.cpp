@@ -27,7 +27,8 @@ CheckReport check_over_processes(
   CheckReport report;
   while_others_wait(ring, settings.timeout, [&] {
     if (ring.rank() != 0) return;
-    report = judge(expected(), problem, options, {}, std::move(result), settings.twice ? &again : nullptr);
+    report = judge(expected(), problem, options, {}, std::move(result),
+                   settings.twice ? &again : nullptr);
   });
   const bool ok = gather_all(ring, report.ok() ? 1 : 0)[0] != 0;
   if (ring.rank() == 0) return report;

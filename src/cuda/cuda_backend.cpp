@@ -120,7 +120,7 @@ BackwardPieces carve_backward(const Plan& plan, Carver& carver) {
   BackwardPieces w{};
   w.lse = carver.take_array<float>(n);
   w.delta = carver.take_array<float>(n);
-  w.dquery_sum = carver.take_array<float>(tiles.rows > 0       ? heads * tiles.floats()
+  w.dquery_sum = carver.take_array<float>(tiles.rows > 0      ? heads * tiles.floats()
                                           : plan.world() == 1 ? 0
                                                               : n * p.head_dim);
   w.statistics = carver.take_array<float>(heads * tiles.count() * tiles.rows * 2);

@@ -59,14 +59,14 @@ struct BackwardParameters : Common<T> {
   const float* delta = nullptr;  // [B, H, Sq]
   float* dquery_sum = nullptr;   // between steps, as `query_sums` says
   QueryTiles query_sums;
-  Rows<T> dquery;                // one of the two, written by the last step
+  Rows<T> dquery;  // one of the two, written by the last step
   Rows<float> dquery32;
   float* dkey = nullptr;    // [B, Sk, G, D], overwritten
   float* dvalue = nullptr;  // [B, Sk, G, Dv], overwritten
   Rows<T> dkey_out;         // if set, written instead: rounded
   Rows<T> dvalue_out;
-  unsigned* ticket = nullptr;  // scratch
-  float* statistics = nullptr;   // of query_sums' tiles: lse in log2 units, then delta
+  unsigned* ticket = nullptr;   // scratch
+  float* statistics = nullptr;  // of query_sums' tiles: lse in log2 units, then delta
 };
 
 }  // namespace ringattn::cuda

@@ -22,8 +22,7 @@ struct RowsOfGradient {
 
 /// One warp per row (b, h, i).
 __global__ void row_kernel(RowsOfGradient p) {
-  const std::int64_t row =
-      (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) / 32;
+  const std::int64_t row = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) / 32;
   const int lane = threadIdx.x % 32;
   if (row >= p.rows) return;
   const std::int64_t i = row % p.seq;
@@ -43,8 +42,8 @@ __global__ void row_kernel(RowsOfGradient p) {
   p.lse[row] = backward_lse(static_cast<const float*>(p.lse_in.data)[offset(p.lse_in, b, h, i)]);
 }
 
-/// The same for 16-bit rows that can be read 16 bytes at a time, kLanes threads each. Sums of products
-/// of 16-bit numbers need no more than floats.
+/// The same for 16-bit rows that can be read 16 bytes at a time, kLanes threads each. Sums of
+/// products of 16-bit numbers need no more than floats.
 template <class T, int kLanes>
 __global__ void fast_row_kernel(RowsOfGradient p) {
   const std::int64_t row =

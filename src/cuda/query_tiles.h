@@ -12,8 +12,8 @@
 namespace ringattn::cuda {
 
 struct QueryTiles {
-  int rows = 0;  // of a tile; 0: no tiles, the sums lie as [B, H, Sq, D]
-  int dim = 0;   // of a row, padded
+  int rows = 0;                     // of a tile; 0: no tiles, the sums lie as [B, H, Sq, D]
+  int dim = 0;                      // of a row, padded
   std::int64_t counts[2] = {0, 0};  // rows of the two runs
 
   /// A 64 x 64 part of a tile, in floats: what one warpgroup holds.
@@ -26,9 +26,7 @@ struct QueryTiles {
   RINGATTN_HOST_DEVICE constexpr std::int64_t count() const {
     return rows == 0 ? 0 : first_run_tiles() + ceil_div(counts[1], rows);
   }
-  RINGATTN_HOST_DEVICE constexpr std::int64_t floats() const {
-    return count() * rows * dim;
-  }
+  RINGATTN_HOST_DEVICE constexpr std::int64_t floats() const { return count() * rows * dim; }
   /// Where a row of a shard lies: its tile, and its place in that.
   RINGATTN_HOST_DEVICE constexpr std::int64_t tile(std::int64_t row) const {
     return row < counts[0] ? row / rows : first_run_tiles() + (row - counts[0]) / rows;

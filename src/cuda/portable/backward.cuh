@@ -76,9 +76,9 @@ __global__ void __launch_bounds__(kThreads)
   const std::int64_t state_row =
       (static_cast<std::int64_t>(b) * p.heads + h) * schedule.queries.positions.size() + mine.row;
   const auto sum_index = [&](int row, int column) {
-    return p.query_sums.rows == 0
-               ? (state_row + row) * p.head_dim + column
-               : p.query_sums.index(static_cast<std::int64_t>(b) * p.heads + h, mine.row + row, column);
+    return p.query_sums.rows == 0 ? (state_row + row) * p.head_dim + column
+                                  : p.query_sums.index(static_cast<std::int64_t>(b) * p.heads + h,
+                                                       mine.row + row, column);
   };
   Fragment<1, kDim> acc;
   float lse[2], delta[2];
@@ -93,9 +93,8 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const int column = 8 * n + 2 * (lane % 4) + e;
-        acc[0][n][2 * r + e] = !p.first && own && column < p.head_dim
-                                   ? p.dquery_sum[sum_index(row, column)]
-                                   : 0.0F;
+        acc[0][n][2 * r + e] =
+            !p.first && own && column < p.head_dim ? p.dquery_sum[sum_index(row, column)] : 0.0F;
       }
     }
   }

@@ -42,19 +42,19 @@ QueryTiles query_tiles(const Problem& p, const Positions& queries) {
 template <class T>
 bool takes(const cuda::BackwardParameters<T>& p) {
   const BackwardShape shape = backward_shape(kernel_dim(p.head_dim, p.value_dim));
-  // Padding may hold anything, and what is not finite times a weight of 0 is not 0: with segment ids
-  // the kernels that look at every number are needed.
+  // Padding may hold anything, and what is not finite times a weight of 0 is not 0: with segment
+  // ids the kernels that look at every number are needed.
   return p.schedule.query_segments.ids == nullptr && p.schedule.queries.size == shape.queries &&
-         p.schedule.keys.size == kGroupRows &&
-         rows_fit(p) && can_map(query_of(p)) && can_map(key_of(p)) && can_map(value_of(p)) &&
-         can_map(dout_of(p, p.dout)) && (p.dquery.data == nullptr || p.dquery.aligned);
+         p.schedule.keys.size == kGroupRows && rows_fit(p) && can_map(query_of(p)) &&
+         can_map(key_of(p)) && can_map(value_of(p)) && can_map(dout_of(p, p.dout)) &&
+         (p.dquery.data == nullptr || p.dquery.aligned);
 }
 
 template <class T>
 cudaError_t prepare_backward(const cuda::BackwardParameters<T>& p, cudaStream_t stream) {
-  return tile_statistics({p.query_sums, static_cast<std::int64_t>(p.batch) * p.heads, p.lse, p.delta,
-                          p.statistics},
-                         stream);
+  return tile_statistics(
+      {p.query_sums, static_cast<std::int64_t>(p.batch) * p.heads, p.lse, p.delta, p.statistics},
+      stream);
 }
 
 template <class T>
@@ -65,8 +65,7 @@ cudaError_t backward(const cuda::BackwardParameters<T>& given, cudaStream_t stre
   const std::int64_t heads = static_cast<std::int64_t>(p.batch) * p.heads;
   cudaError_t error = cudaSuccess;
   if (p.first) {
-    error = cudaMemsetAsync(p.dquery_sum, 0, heads * p.query_sums.floats() * sizeof(float),
-                            stream);
+    error = cudaMemsetAsync(p.dquery_sum, 0, heads * p.query_sums.floats() * sizeof(float), stream);
   }
   if (error == cudaSuccess && p.tiles > 0) {
     CUtensorMap query;
@@ -82,22 +81,21 @@ cudaError_t backward(const cuda::BackwardParameters<T>& given, cudaStream_t stre
     }
     if (error != cudaSuccess) return error;
     const auto run = [&]<int kDim>() {
-      return p.cap == 0.0F
-                 ? launch_backward<T, kDim, false>(p, query, dout, key, value, stream)
-                 : launch_backward<T, kDim, true>(p, query, dout, key, value, stream);
+      return p.cap == 0.0F ? launch_backward<T, kDim, false>(p, query, dout, key, value, stream)
+                           : launch_backward<T, kDim, true>(p, query, dout, key, value, stream);
     };
     error = dim == 64 ? run.template operator()<64>() : run.template operator()<128>();
   }
   if (error != cudaSuccess || !p.last) return error;
-  return finish_queries<T>({p.query_sums, heads, p.heads, p.head_dim, p.dquery_sum, p.scale,
-                            p.dquery, p.dquery32},
-                           stream);
+  return finish_queries<T>(
+      {p.query_sums, heads, p.heads, p.head_dim, p.dquery_sum, p.scale, p.dquery, p.dquery32},
+      stream);
 }
 
 template bool takes<__nv_bfloat16>(const cuda::BackwardParameters<__nv_bfloat16>&);
 template bool takes<__half>(const cuda::BackwardParameters<__half>&);
-template cudaError_t prepare_backward<__nv_bfloat16>(
-    const cuda::BackwardParameters<__nv_bfloat16>&, cudaStream_t);
+template cudaError_t prepare_backward<__nv_bfloat16>(const cuda::BackwardParameters<__nv_bfloat16>&,
+                                                     cudaStream_t);
 template cudaError_t prepare_backward<__half>(const cuda::BackwardParameters<__half>&,
                                               cudaStream_t);
 template cudaError_t backward<__nv_bfloat16>(const cuda::BackwardParameters<__nv_bfloat16>&,

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The backward pass on Hopper (Dao et al. 2022, arXiv 2205.14135, algorithm 4, with the roles of
-// FlashAttention-3, Shah et al. 2024, arXiv 2407.08608). A block keeps 128 keys and their values; the
-// queries that see them, with the gradients of their outputs, pass by. Scores are held transposed:
-// rows are keys. One block per multiprocessor, alive until there are no more keys.
+// FlashAttention-3, Shah et al. 2024, arXiv 2407.08608). A block keeps 128 keys and their values;
+// the queries that see them, with the gradients of their outputs, pass by. Scores are held
+// transposed: rows are keys. One block per multiprocessor, alive until there are no more keys.
 #pragma once
 
 #include "cuda/sm90/backward_layout.cuh"
@@ -13,8 +13,8 @@
 
 namespace ringattn::cuda::sm90 {
 
-/// Copies keys and values of every block of own rows, and queries, gradients and statistics of every
-/// step, into shared memory.
+/// Copies keys and values of every block of own rows, and queries, gradients and statistics of
+/// every step, into shared memory.
 template <class T, int kDim>
 RINGATTN_DEVICE void fetch_backward(const BackwardParameters<T>& p, std::uint32_t base,
                                     const typename BackwardLayout<kDim>::Steps& steps,
@@ -51,9 +51,10 @@ RINGATTN_DEVICE void fetch_backward(const BackwardParameters<T>& p, std::uint32_
         ptx::load_box(to + Layout::kDout - Layout::kQuery + i * Layout::kQueries * 128, dout, full,
                       64 * i, row, head, batch);
       }
-      ptx::load_bytes(base + Layout::kStatistics + stage.at * Layout::kStatisticsBytes,
-                      p.statistics + static_cast<std::int64_t>(tile + step) * (2 * Layout::kQueries),
-                      Layout::kStatisticsBytes, full);
+      ptx::load_bytes(
+          base + Layout::kStatistics + stage.at * Layout::kStatisticsBytes,
+          p.statistics + static_cast<std::int64_t>(tile + step) * (2 * Layout::kQueries),
+          Layout::kStatisticsBytes, full);
       stage.advance();
       if (step > 0 || (e.info & kFirst) == 0) continue;
       ptx::wait(barrier(Layout::kKeyEmpty), own_parity);
@@ -73,7 +74,8 @@ RINGATTN_DEVICE void fetch_backward(const BackwardParameters<T>& p, std::uint32_
 /// What a warpgroup computes: all steps of all its rows.
 template <class T, int kDim, bool kCap>
 RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint32_t base,
-                                      const typename BackwardLayout<kDim>::Steps& steps, int group) {
+                                      const typename BackwardLayout<kDim>::Steps& steps,
+                                      int group) {
   using Layout = BackwardLayout<kDim>;
   constexpr int kQueries = Layout::kQueries;
   constexpr int kRows = Layout::kRows;
@@ -83,7 +85,8 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
   const int warp = threadIdx.x % 128 / 32;
   const int own_row = group * kGroupRows + warp * 16 + lane / 4;
   const auto barrier = [&](int i) { return base + Layout::kBarriers + 8 * i; };
-  const std::uint64_t key_rows = ptx::descriptor(base + Layout::kKey + group * kGroupRows * 128, 16);
+  const std::uint64_t key_rows =
+      ptx::descriptor(base + Layout::kKey + group * kGroupRows * 128, 16);
   const std::uint64_t value_rows =
       ptx::descriptor(base + Layout::kValue + group * kGroupRows * 128, 16);
   const std::uint64_t query_rows = ptx::descriptor(base + Layout::kQuery, 16);
@@ -95,9 +98,9 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
   const std::uint64_t score_rows =
       ptx::descriptor(base + Layout::kScores + (kWide ? 0 : group * kGroupRows * 128), 16);
   // Where this thread's part of a transposed tile of scores goes.
-  const std::uint32_t score_to =
-      base + Layout::kScores + group * kQueries * 128 + (lane / 16 * 8 + lane % 8) * 128 +
-      ((2 * warp + lane / 8 % 2) ^ lane % 8) * 16;
+  const std::uint32_t score_to = base + Layout::kScores + group * kQueries * 128 +
+                                 (lane / 16 * 8 + lane % 8) * 128 +
+                                 ((2 * warp + lane / 8 % 2) ^ lane % 8) * 16;
 
   typename Layout::Steps::Ring ring;
   typename Layout::Steps::Slots slots;
@@ -151,8 +154,8 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
     ptx::wgmma_fence();
 #pragma unroll
     for (int i = 0; i < kParts; ++i) {
-      multiply_rows_in_place<T, kDim, kRows, kQueries>(
-          a[i], key_rows, query_rows + stage_offset() + i * 512, zero);
+      multiply_rows_in_place<T, kDim, kRows, kQueries>(a[i], key_rows,
+                                                       query_rows + stage_offset() + i * 512, zero);
     }
     ptx::wgmma_commit();
   };
@@ -160,8 +163,8 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
     ptx::wgmma_fence();
 #pragma unroll
     for (int i = 0; i < kParts; ++i) {
-      multiply_rows_in_place<T, kDim, kRows, kQueries>(
-          b[i], value_rows, dout_rows + stage_offset() + i * 512, zero);
+      multiply_rows_in_place<T, kDim, kRows, kQueries>(b[i], value_rows,
+                                                       dout_rows + stage_offset() + i * 512, zero);
     }
     ptx::wgmma_commit();
   };
@@ -181,8 +184,8 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
     }
     ptx::wgmma_commit();
   };
-  // A step behind: the other group may be that late. `have`: there is a step before, else the result
-  // is of no use.
+  // A step behind: the other group may be that late. `have`: there is a step before, else the
+  // result is of no use.
   const auto issue_dquery = [&](bool have) __attribute__((always_inline)) {
     ptx::wait_bytes();  // the dQ of the step before has left
     if (have) {
@@ -228,8 +231,7 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
     ptx::named_sync(10 + group, 128);
     ptx::add_bytes(p.dquery_sum + static_cast<std::int64_t>(to_tile) * (kQueries * kDim) +
                        group * QueryTiles::kPart,
-                   dquery_at, Layout::kPartBytes,
-                   threadIdx.x % 128 == 0 && to_tile >= 0);
+                   dquery_at, Layout::kPartBytes, threadIdx.x % 128 == 0 && to_tile >= 0);
   };
   // Statistics of this thread's columns of a part; `which`: 0 lse, 1 delta. They lie as QueryTiles
   // orders columns.

@@ -27,7 +27,8 @@ struct BackwardLayout {
   static constexpr int kQuery = kValue + kKeyBytes;
   static constexpr int kDout = kQuery + kShape.stages * kQueryBytes;
   static constexpr int kScores = kDout + kShape.stages * kQueryBytes;  // gradients of scores
-  static constexpr int kDquery = kScores + kShape.buffers * kScoreBytes;  // on their way out, a part per group
+  static constexpr int kDquery =
+      kScores + kShape.buffers * kScoreBytes;  // on their way out, a part per group
   static constexpr int kPartBytes = QueryTiles::kPart * 4;
   static constexpr int kStatistics = kDquery + kShape.groups * kPartBytes;
   static constexpr int kBits = kStatistics + kShape.stages * kStatisticsBytes;

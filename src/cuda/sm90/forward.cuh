@@ -63,7 +63,8 @@ RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
   };
   const auto issue_scores = [&]() __attribute__((always_inline)) {
     ptx::wgmma_fence();
-    multiply_rows<T, kDim, kColumns, Layout::kRows>(s, query, keys + ((key.at * Layout::kTileBytes) >> 4));
+    multiply_rows<T, kDim, kColumns, Layout::kRows>(s, query,
+                                                    keys + ((key.at * Layout::kTileBytes) >> 4));
     ptx::wgmma_commit();
   };
   const auto issue_gather = [&](const std::uint32_t(&w)[kColumns / 4])

@@ -6,8 +6,8 @@
 
 namespace ringattn::cuda::sm90 {
 
-/// Writes factor * acc for rows `row` and row + 8 of the shard, of which `valid` lie at or after the
-/// first: rounded, where `rounded` is set, to sums [B, Sk, G, dim] otherwise.
+/// Writes factor * acc for rows `row` and row + 8 of the shard, of which `valid` lie at or after
+/// the first: rounded, where `rounded` is set, to sums [B, Sk, G, dim] otherwise.
 template <class T, int kDim>
 RINGATTN_DEVICE void store_gradient(const float (&acc)[kDim / 2], const Rows<T>& rounded,
                                     float* sums, const BackwardParameters<T>& p, int dim, int batch,

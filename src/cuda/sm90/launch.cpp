@@ -45,7 +45,8 @@ Traversal traverse(const PairSchedule& s, int batch, int heads, int group, std::
         const Band b = band(s.mask, queries.runs[i], keys.runs[j], keys.stride);
         p.bands[i][j] = {clamp_row(b.begin), clamp_row(b.end)};
       } else {
-        // Query i sees keys [i + begin, i + end): key j is seen by queries [j - end + 1, j - begin + 1).
+        // Query i sees keys [i + begin, i + end): key j is seen by queries [j - end + 1, j - begin
+        // + 1).
         const Band b = band(s.mask, queries.runs[j], keys.runs[i], keys.stride);
         p.bands[i][j] = {1 - clamp_row(b.end), 1 - clamp_row(b.begin)};
       }

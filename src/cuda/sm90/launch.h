@@ -47,7 +47,8 @@ template <class T>
 bool rows_fit(const Common<T>& p) {
   const std::int64_t queries = p.schedule.queries.positions.size();
   const std::int64_t keys = p.schedule.keys.positions.size();
-  const std::int64_t tiles = std::max(ceil_div(queries, kGroupRows), ceil_div(keys, kGroupRows)) + 2;
+  const std::int64_t tiles =
+      std::max(ceil_div(queries, kGroupRows), ceil_div(keys, kGroupRows)) + 2;
   return queries < kMaxRows && keys < kMaxRows && tiles * p.heads * p.batch < kMaxRows;
 }
 

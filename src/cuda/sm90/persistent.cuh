@@ -24,7 +24,7 @@ cudaError_t launch_persistent(int tiles, cudaStream_t stream, const Args&... arg
     if (device < kDevices) known[device] = multiprocessors;
   }
   kKernel<<<static_cast<unsigned>(multiprocessors < tiles ? multiprocessors : tiles), kThreads,
-           kBytes, stream>>>(args...);
+            kBytes, stream>>>(args...);
   return cudaGetLastError();
 }
 

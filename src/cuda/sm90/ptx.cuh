@@ -92,9 +92,7 @@ RINGATTN_DEVICE void add_bytes(float* to, std::uint32_t from, std::uint32_t byte
       : "memory");
 }
 /// Until what this thread has added so has been read from shared memory.
-RINGATTN_DEVICE void wait_bytes() {
-  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
-}
+RINGATTN_DEVICE void wait_bytes() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 
 RINGATTN_DEVICE void load_shared(float* x, std::uint32_t from) {
   asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"

@@ -28,8 +28,7 @@ __global__ void statistics_kernel(const __grid_constant__ TileStatistics p) {
   const std::int64_t head = tile / p.tiles.count();
   if (head >= p.heads) return;
   const TileRows rows(p.tiles, tile % p.tiles.count());
-  float* to =
-      p.statistics + tile * 2 * p.tiles.rows + QueryTiles::column(static_cast<int>(i));
+  float* to = p.statistics + tile * 2 * p.tiles.rows + QueryTiles::column(static_cast<int>(i));
   if (i < rows.rows) {
     const std::int64_t from = head * (p.tiles.counts[0] + p.tiles.counts[1]) + rows.row + i;
     to[0] = p.lse[from] * 1.4426950408889634F;

@@ -199,9 +199,8 @@ struct Mine {
 
   RINGATTN_DEVICE void store_rounded(const float (&acc)[kDim / 2], const RowResult<float>& r0,
                                      const RowResult<float>& r1) const {
-    store_rows<T, kDim>(p.out.at(batch, row, head), p.out.seq, valid, p.value_dim, [&](int i) {
-      return value(acc[i], (i & 2) == 0 ? r0 : r1);
-    });
+    store_rows<T, kDim>(p.out.at(batch, row, head), p.out.seq, valid, p.value_dim,
+                        [&](int i) { return value(acc[i], (i & 2) == 0 ? r0 : r1); });
   }
 };
 

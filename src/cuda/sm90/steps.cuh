@@ -66,8 +66,9 @@ struct OwnBlock {
 };
 
 /// Tiles before a run of a tiling.
+template <int kSize>
 RINGATTN_DEVICE int tiles_before(const Tiling& tiles, int run) {
-  return run == 0 ? 0 : static_cast<int>(ceil_div(tiles.positions.runs[0].count, tiles.size));
+  return run == 0 ? 0 : static_cast<int>(ceil_div(tiles.positions.runs[0].count, kSize));
 }
 
 /// Addresses of the ring and of what belongs to it. kSlots: masks that may be under way at once.
@@ -162,14 +163,15 @@ RINGATTN_DEVICE unsigned kinds(const P& p, const OwnBlock& own, int head, int ot
       }
     } else {
       const PairSchedule& s = p.schedule;
-      const int mine = tiles_before(kKeys ? s.queries : s.keys, own.run) + own.index / kGroupRows + g;
-      const int other = tiles_before(kKeys ? s.keys : s.queries, other_run) + tile_in_run;
+      const int mine = tiles_before<kGroupRows>(kKeys ? s.queries : s.keys, own.run) +
+                       own.index / kGroupRows + g;
+      const int other = tiles_before<kColumns>(kKeys ? s.keys : s.queries, other_run) + tile_in_run;
       kind = kKeys ? s.kind(own.batch, head, mine, other) : s.kind(own.batch, head, other, mine);
     }
     if (kind == TileKind::kSkip) continue;
     // Queries that do not exist hurt nobody; keys that do not exist must get no weight.
-    const bool masked = kind == TileKind::kMasked || end - begin < kColumns ||
-                        (!kKeys && rows < kGroupRows);
+    const bool masked =
+        kind == TileKind::kMasked || end - begin < kColumns || (!kKeys && rows < kGroupRows);
     result |= 1U << g | (masked ? 1U << (16 + g) : 0);
   }
   return result;
@@ -188,8 +190,8 @@ RINGATTN_DEVICE void other_tiles(const P& p, const OwnBlock& own, int other_run,
   }
   const Tiling& mine = kKeys ? p.schedule.queries : p.schedule.keys;
   const Tiling& others = kKeys ? p.schedule.keys : p.schedule.queries;
-  const int before = tiles_before(others, other_run);
-  const int first = tiles_before(mine, own.run) + own.index / kGroupRows;
+  const int before = tiles_before<kColumns>(others, other_run);
+  const int first = tiles_before<kGroupRows>(mine, own.run) + own.index / kGroupRows;
   Range span = mine[first].span;
   for (int g = 1; g * kGroupRows < own.rows; ++g) {
     const Range next = mine[first + g].span;
@@ -284,10 +286,10 @@ RINGATTN_DEVICE void produce_steps(const P& p, const Shared& shared) {
       // Where all blocks see the same queries, each begins elsewhere: additions to the same sums at
       // the same time would wait for each other.
       const int count = end - begin;
-      const int turned = kKeys || p.drawn ? 0
-                                          : static_cast<int>(static_cast<std::int64_t>(count) *
-                                                             (own.index / kRows) /
-                                                             max(p.own_blocks[own.run], 1));
+      const int turned =
+          kKeys || p.drawn ? 0
+                           : static_cast<int>(static_cast<std::int64_t>(count) *
+                                              (own.index / kRows) / max(p.own_blocks[own.run], 1));
       const int chunks = kKeys ? ((end - 1) >> 5) - (begin >> 5) + 1 : (count + 31) >> 5;
 #pragma unroll 1
       for (int chunk = 0; chunk < chunks; ++chunk) {
@@ -315,8 +317,9 @@ RINGATTN_DEVICE void produce_steps(const P& p, const Shared& shared) {
           const int now = kHasOthers | masked | static_cast<int>(~started & kAll) * kSkip;
           const int steps = held.info >> kStepsShift;
           const int next_row = held.other_row + (kKeys ? -steps : steps) * kColumns;
-          if (holding && masked == 0 && (held.info & (kMaskedAny | kHasOthers | 7 * kSkip)) == now &&
-              next_row == other_row && held.head_batch == head_batch && steps < kMostSteps) {
+          if (holding && masked == 0 &&
+              (held.info & (kMaskedAny | kHasOthers | 7 * kSkip)) == now && next_row == other_row &&
+              (kKeys || held.head_batch == head_batch) && steps < kMostSteps) {
             held.info += kStep;
             continue;
           }
@@ -328,16 +331,17 @@ RINGATTN_DEVICE void produce_steps(const P& p, const Shared& shared) {
           holding = true;
           info &= ~kFirst;
           if (masked != 0) {
-            request({own.row,
-                     own.index,
-                     own.rows,
-                     tiles_before(kKeys ? p.schedule.keys : p.schedule.queries, run) + tile,
-                     other_row,
-                     index,
-                     min(kColumns, p.other_counts[run] - index),
-                     own.run | run << 1,
-                     head_batch,
-                     {}});
+            request(
+                {own.row,
+                 own.index,
+                 own.rows,
+                 tiles_before<kColumns>(kKeys ? p.schedule.keys : p.schedule.queries, run) + tile,
+                 other_row,
+                 index,
+                 min(kColumns, p.other_counts[run] - index),
+                 own.run | run << 1,
+                 head_batch,
+                 {}});
           }
         }
       }

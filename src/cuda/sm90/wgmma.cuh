@@ -55,20 +55,20 @@ struct Wgmma;
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define RINGATTN_LIST_40 RINGATTN_LIST_32 ", %32, %33, %34, %35, %36, %37, %38, %39"
-#define RINGATTN_LIST_64                                                                 \
-  RINGATTN_LIST_32                                                                       \
-      ", "                                                                               \
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define RINGATTN_LIST_128                                                                          \
-  RINGATTN_LIST_64                                                                                 \
-      ", "                                                                                         \
-      "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "           \
-      "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "           \
-      "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, "     \
-      "%111, "                                                                                     \
-      "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, " \
-      "%127"
+#define RINGATTN_LIST_64                                                             \
+  RINGATTN_LIST_32                                                                   \
+  ", "                                                                               \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define RINGATTN_LIST_128                                                                      \
+  RINGATTN_LIST_64                                                                             \
+  ", "                                                                                         \
+  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "           \
+  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "           \
+  "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, "     \
+  "%111, "                                                                                     \
+  "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, " \
+  "%127"
 #define RINGATTN_4(c, i) c(d[i]), c(d[i + 1]), c(d[i + 2]), c(d[i + 3])
 #define RINGATTN_8(c, i) RINGATTN_4(c, i), RINGATTN_4(c, i + 4)
 #define RINGATTN_16(c, i) RINGATTN_8(c, i), RINGATTN_8(c, i + 8)
@@ -80,67 +80,68 @@ struct Wgmma;
       RINGATTN_16(c, 112)
 
 // r: registers of the result, N / 2; a0 to a4: the numbers r to r + 4.
-#define RINGATTN_WGMMA(T, type, n, r, a0, a1, a2, a3, a4)                                        \
-  template <>                                                                                    \
-  struct Wgmma<T, n> {                                                                           \
-    /* d = a b', both in shared memory, summed over their columns. */                            \
-    RINGATTN_DEVICE static void multiply(float (&d)[r], std::uint64_t a, std::uint64_t b) {      \
-      asm volatile(                                                                              \
-          "{.reg .pred p; setp.ne.b32 p, 0, 0;\n"                                                \
-          "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" RINGATTN_LIST_##r \
-          "}, %" #a0 ", %" #a1 ", p, 1, 1, 0, 0;}\n"                                             \
-          : RINGATTN_OUT_##r("=f")                                                               \
-          : "l"(a), "l"(b));                                                                     \
-    }                                                                                            \
-    /* d += a b'. */                                                                             \
-    RINGATTN_DEVICE static void multiply_add(float (&d)[r], std::uint64_t a, std::uint64_t b) {  \
-      asm volatile(                                                                              \
-          "{.reg .pred p; setp.ne.b32 p, 1, 0;\n"                                                \
-          "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" RINGATTN_LIST_##r \
-          "}, %" #a0 ", %" #a1 ", p, 1, 1, 0, 0;}\n"                                             \
-          : RINGATTN_OUT_##r("+f")                                                               \
-          : "l"(a), "l"(b));                                                                     \
-    }                                                                                            \
-    /* d = a b' + (keep != 0 ? d : 0): as the compiler does not know which, d stays where it is. */ \
-    RINGATTN_DEVICE static void multiply_in_place(float (&d)[r], std::uint64_t a,                \
-                                                  std::uint64_t b, int keep) {                   \
-      asm volatile(                                                                              \
-          "{.reg .pred p; setp.ne.b32 p, %" #a2 ", 0;\n"                                         \
-          "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" RINGATTN_LIST_##r \
-          "}, %" #a0 ", %" #a1 ", p, 1, 1, 0, 0;}\n"                                             \
-          : RINGATTN_OUT_##r("+f")                                                               \
-          : "l"(a), "l"(b), "r"(keep));                                                          \
-    }                                                                                            \
-    /* d = a b + (keep != 0 ? d : 0), both in shared memory, summed over the rows of b. */       \
-    RINGATTN_DEVICE static void multiply_columns_in_place(float (&d)[r], std::uint64_t a,        \
-                                                          std::uint64_t b, int keep) {           \
-      asm volatile(                                                                              \
-          "{.reg .pred p; setp.ne.b32 p, %" #a2 ", 0;\n"                                         \
-          "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" RINGATTN_LIST_##r \
-          "}, %" #a0 ", %" #a1 ", p, 1, 1, 0, 1;}\n"                                             \
-          : RINGATTN_OUT_##r("+f")                                                               \
-          : "l"(a), "l"(b), "r"(keep));                                                          \
-    }                                                                                            \
-    /* d += a b. */                                                                              \
-    RINGATTN_DEVICE static void multiply_add_columns(float (&d)[r], std::uint64_t a,             \
-                                                     std::uint64_t b) {                          \
-      asm volatile(                                                                              \
-          "{.reg .pred p; setp.ne.b32 p, 1, 0;\n"                                                \
-          "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" RINGATTN_LIST_##r \
-          "}, %" #a0 ", %" #a1 ", p, 1, 1, 0, 1;}\n"                                             \
-          : RINGATTN_OUT_##r("+f")                                                               \
-          : "l"(a), "l"(b));                                                                     \
-    }                                                                                            \
-    /* d += a b, a in registers, b in shared memory, summed over the rows of b. */               \
-    RINGATTN_DEVICE static void multiply_add(float (&d)[r], const std::uint32_t* a,              \
-                                             std::uint64_t b) {                                  \
-      asm volatile(                                                                              \
-          "{.reg .pred p; setp.ne.b32 p, 1, 0;\n"                                                \
-          "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" RINGATTN_LIST_##r \
-          "}, {%" #a0 ", %" #a1 ", %" #a2 ", %" #a3 "}, %" #a4 ", p, 1, 1, 1;}\n"                \
-          : RINGATTN_OUT_##r("+f")                                                               \
-          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                 \
-    }                                                                                            \
+#define RINGATTN_WGMMA(T, type, n, r, a0, a1, a2, a3, a4)                                          \
+  template <>                                                                                      \
+  struct Wgmma<T, n> {                                                                             \
+    /* d = a b', both in shared memory, summed over their columns. */                              \
+    RINGATTN_DEVICE static void multiply(float (&d)[r], std::uint64_t a, std::uint64_t b) {        \
+      asm volatile(                                                                                \
+          "{.reg .pred p; setp.ne.b32 p, 0, 0;\n"                                                  \
+          "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" RINGATTN_LIST_##r   \
+          "}, %" #a0 ", %" #a1 ", p, 1, 1, 0, 0;}\n"                                               \
+          : RINGATTN_OUT_##r("=f")                                                                 \
+          : "l"(a), "l"(b));                                                                       \
+    }                                                                                              \
+    /* d += a b'. */                                                                               \
+    RINGATTN_DEVICE static void multiply_add(float (&d)[r], std::uint64_t a, std::uint64_t b) {    \
+      asm volatile(                                                                                \
+          "{.reg .pred p; setp.ne.b32 p, 1, 0;\n"                                                  \
+          "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" RINGATTN_LIST_##r   \
+          "}, %" #a0 ", %" #a1 ", p, 1, 1, 0, 0;}\n"                                               \
+          : RINGATTN_OUT_##r("+f")                                                                 \
+          : "l"(a), "l"(b));                                                                       \
+    }                                                                                              \
+    /* d = a b' + (keep != 0 ? d : 0): as the compiler does not know which, d stays where it is.   \
+     */                                                                                            \
+    RINGATTN_DEVICE static void multiply_in_place(float (&d)[r], std::uint64_t a, std::uint64_t b, \
+                                                  int keep) {                                      \
+      asm volatile("{.reg .pred p; setp.ne.b32 p, %" #a2                                           \
+                   ", 0;\n"                                                                        \
+                   "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type                 \
+                   " {" RINGATTN_LIST_##r "}, %" #a0 ", %" #a1 ", p, 1, 1, 0, 0;}\n"               \
+                   : RINGATTN_OUT_##r("+f")                                                        \
+                   : "l"(a), "l"(b), "r"(keep));                                                   \
+    }                                                                                              \
+    /* d = a b + (keep != 0 ? d : 0), both in shared memory, summed over the rows of b. */         \
+    RINGATTN_DEVICE static void multiply_columns_in_place(float (&d)[r], std::uint64_t a,          \
+                                                          std::uint64_t b, int keep) {             \
+      asm volatile("{.reg .pred p; setp.ne.b32 p, %" #a2                                           \
+                   ", 0;\n"                                                                        \
+                   "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type                 \
+                   " {" RINGATTN_LIST_##r "}, %" #a0 ", %" #a1 ", p, 1, 1, 0, 1;}\n"               \
+                   : RINGATTN_OUT_##r("+f")                                                        \
+                   : "l"(a), "l"(b), "r"(keep));                                                   \
+    }                                                                                              \
+    /* d += a b. */                                                                                \
+    RINGATTN_DEVICE static void multiply_add_columns(float (&d)[r], std::uint64_t a,               \
+                                                     std::uint64_t b) {                            \
+      asm volatile(                                                                                \
+          "{.reg .pred p; setp.ne.b32 p, 1, 0;\n"                                                  \
+          "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" RINGATTN_LIST_##r   \
+          "}, %" #a0 ", %" #a1 ", p, 1, 1, 0, 1;}\n"                                               \
+          : RINGATTN_OUT_##r("+f")                                                                 \
+          : "l"(a), "l"(b));                                                                       \
+    }                                                                                              \
+    /* d += a b, a in registers, b in shared memory, summed over the rows of b. */                 \
+    RINGATTN_DEVICE static void multiply_add(float (&d)[r], const std::uint32_t* a,                \
+                                             std::uint64_t b) {                                    \
+      asm volatile(                                                                                \
+          "{.reg .pred p; setp.ne.b32 p, 1, 0;\n"                                                  \
+          "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" RINGATTN_LIST_##r   \
+          "}, {%" #a0 ", %" #a1 ", %" #a2 ", %" #a3 "}, %" #a4 ", p, 1, 1, 1;}\n"                  \
+          : RINGATTN_OUT_##r("+f")                                                                 \
+          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                   \
+    }                                                                                              \
   };
 RINGATTN_WGMMA(__nv_bfloat16, "bf16", 64, 32, 32, 33, 34, 35, 36)
 RINGATTN_WGMMA(__nv_bfloat16, "bf16", 80, 40, 40, 41, 42, 43, 44)
