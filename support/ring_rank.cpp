@@ -2,14 +2,14 @@
 #include "support/ring_rank.h"
 
 #include <algorithm>
+#include <optional>
 #include <string>
 #include <utility>
 
 namespace ringattn::support {
 namespace {
 
-constexpr std::size_t kWorkspaceAlignment = 64;  // what RingAttention asks for
-constexpr std::size_t kWorkspaceCanary = 256;    // bytes; more than the widest store
+constexpr std::size_t kWorkspaceCanary = 256;  // bytes; more than the widest store
 
 /// The rows of dimension `seq_dim` that a rank holds; an absent view stays absent.
 LocalTensor cut(const ConstTensorView& global, int seq_dim, Layout layout, int world, int rank,
@@ -34,17 +34,15 @@ void require_intact(bool intact, int rank, const char* what) {
   throw Error(ErrorCode::kInternal, "rank " + std::to_string(rank) + " wrote outside " + what);
 }
 
-GuardedWorkspace::GuardedWorkspace(std::size_t bytes)
-    : memory_(bytes + kWorkspaceAlignment + kWorkspaceCanary, std::byte{0xFF}), bytes_(bytes) {
-  void* at = memory_.data();
-  std::size_t space = memory_.size();
-  std::align(kWorkspaceAlignment, bytes + kWorkspaceCanary, at, space);
-  begin_ = memory_.size() - space;
+GuardedWorkspace::GuardedWorkspace(const Memory& memory, std::size_t bytes)
+    : memory_(memory), bytes_(bytes), data_(allocate(memory, bytes + kWorkspaceCanary)) {
+  memory.upload(data_.get(), std::vector(bytes + kWorkspaceCanary, std::byte{0xFF}));
 }
 
 bool GuardedWorkspace::intact() const {
-  const auto after = memory_.begin() + static_cast<std::ptrdiff_t>(begin_ + bytes_);
-  return std::all_of(after, memory_.end(), [](std::byte b) { return b == std::byte{0xFF}; });
+  std::vector<std::byte> after(kWorkspaceCanary);
+  memory_.download(after, data_.get() + bytes_);
+  return std::all_of(after.begin(), after.end(), [](std::byte b) { return b == std::byte{0xFF}; });
 }
 
 ForwardArgs RingRank::forward_args() {
@@ -130,18 +128,20 @@ std::array<LocalTensor*, 6> RingRank::outputs() {
 }
 
 void RingRank::run_pass(bool is_backward, bool guarded) {
-  const bool own = guarded && memory->on_host();
-  GuardedWorkspace workspace(!own          ? 0
-                             : is_backward ? attention->backward_workspace_bytes()
+  std::optional<GuardedWorkspace> workspace;
+  std::span<std::byte> given;
+  if (guarded) {
+    workspace.emplace(*memory, is_backward ? attention->backward_workspace_bytes()
                                            : attention->forward_workspace_bytes());
-  const std::span<std::byte> given = own ? workspace.span() : std::span<std::byte>{};
+    given = workspace->span();
+  }
   if (is_backward) {
     backward = attention->backward(backward_args(), given, stream);
   } else {
     forward = attention->forward(forward_args(), given, stream);
   }
   memory->synchronize(stream);
-  if (own) require_intact(workspace.intact(), rank, "the workspace");
+  if (workspace) require_intact(workspace->intact(), rank, "the workspace");
   if (!guarded) return;
   fetch_outputs();
   require_intact_outputs();

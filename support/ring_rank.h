@@ -45,17 +45,18 @@ struct RingRank {
   void require_intact_outputs() const;
 };
 
-/// A workspace of exactly the bytes asked for, with bytes after it that nobody may touch.
+/// A workspace of exactly the bytes asked for, where the backend wants it, all NaN so that nobody
+/// counts on zeros, with bytes after it that nobody may touch.
 class GuardedWorkspace {
  public:
-  explicit GuardedWorkspace(std::size_t bytes);
-  std::span<std::byte> span() { return {memory_.data() + begin_, bytes_}; }
+  GuardedWorkspace(const Memory& memory, std::size_t bytes);
+  std::span<std::byte> span() { return {data_.get(), bytes_}; }
   bool intact() const;
 
  private:
-  std::vector<std::byte> memory_;
-  std::size_t begin_ = 0;
-  std::size_t bytes_ = 0;
+  const Memory& memory_;
+  std::size_t bytes_;
+  Allocation data_;
 };
 
 std::vector<std::int64_t> shape_of(const ConstTensorView& view);

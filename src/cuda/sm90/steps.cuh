@@ -346,7 +346,8 @@ RINGATTN_DEVICE void produce_steps(const P& p, const Shared& shared) {
         }
       }
     }
-    publish(holding ? held : StepEntry{0, info, own.row, own.head | own.batch << 16});
+    const int first_head = kKeys ? own.head : own.head * heads;
+    publish(holding ? held : StepEntry{0, info, own.row, first_head | own.batch << 16});
     holding = false;
   }
   publish({0, kEnd, 0, 0});
