@@ -114,6 +114,7 @@ def cell(lib, b, s, h, g, d, causal, dtype=torch.bfloat16, backward=True):
     text += f" ({row['cudnn_forward_ms'] / row['forward_ms']:.2f}x)"
     if backward:
         text += f"; backward {2.5 * work / row['backward_ms']:4.0f}, cuDNN {2.5 * work / row['cudnn_backward_ms']:4.0f}"
+        text += f" ({row['cudnn_backward_ms'] / row['backward_ms']:.2f}x)"
     text += f"; error {row['error']:.1e}, cuDNN {row['cudnn_error']:.1e}"
     print(text if row["same_bits"] else text + "; OTHER BITS IN A SECOND RUN", flush=True)
     return row
@@ -151,9 +152,11 @@ def main():
     for s in (8192, 32768):
         for causal in (True, False):
             result["rows"].append(cell(lib, 1, s, 32, 8, 128, causal, backward=backward))
-    ratios = [row["cudnn_forward_ms"] / row["forward_ms"] for row in result["rows"]]
-    result["forward_geometric_mean"] = math.exp(sum(math.log(r) for r in ratios) / len(ratios))
-    print(f"forward: geometric mean {result['forward_geometric_mean']:.3f}x cuDNN, least {min(ratios):.3f}x", flush=True)
+    for direction in ("forward", "backward")[:1 + backward]:
+        ratios = [row[f"cudnn_{direction}_ms"] / row[f"{direction}_ms"] for row in result["rows"]]
+        mean = math.exp(sum(math.log(r) for r in ratios) / len(ratios))
+        result[f"{direction}_geometric_mean"] = mean
+        print(f"{direction}: geometric mean {mean:.3f}x cuDNN, least {min(ratios):.3f}x", flush=True)
     result["rows"].append(cell(lib, 4, 4096, 16, 16, 128, True, torch.float16, backward))
     result["rows"].append(cell(lib, 4, 4096, 32, 32, 64, False, torch.float16, backward))
     result["alone"] = [alone(lib, 1, 16384, 16, 128, True, 1024), alone(lib, 1, 16384, 32, 64, True, 1024)]
