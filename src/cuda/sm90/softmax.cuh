@@ -150,11 +150,6 @@ RINGATTN_DEVICE void soft_cap(float (&s)[kScores], float scale, float cap) {
   for (int i = 0; i < kScores; ++i) s[i] = cap * unit_cap<T>(s[i], scale);
 }
 
-RINGATTN_DEVICE float2 load_pair(std::uint32_t from) {
-  float2 x;
-  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(from) : "memory");
-  return x;
-}
 RINGATTN_DEVICE uint4 load_words(std::uint32_t from) {
   uint4 w;
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
