@@ -127,6 +127,7 @@ RingSettings CheckSettings::run(bool backward) const {
   RingSettings run;
   run.backward = backward;
   run.timeout = timeout;
+  run.out_dtype = out_dtype;
   run.grad_dtype = grad_dtype;
   run.guarded = guarded;
   return run;

@@ -19,6 +19,7 @@ struct CheckSettings {
   std::shared_ptr<Executor> executor;        // none: the default one
   std::shared_ptr<Executor> other_executor;  // of another number of threads, for the second run
   std::chrono::milliseconds timeout = kDefaultTimeout;
+  std::optional<DType> out_dtype;  // none: the problem's
   std::optional<DType> grad_dtype;
   bool guarded = true;       // strided tensors between canaries
   bool twice = true;         // run again: the same bits

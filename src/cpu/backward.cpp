@@ -125,15 +125,15 @@ const std::byte* rows_at(const ConstTensorView& v, std::int64_t b, std::int64_t 
 }
 
 /// sum over d of out * dout of one row, in a fixed order; 0 and `zero` if out is 0 everywhere.
-template <DType kType>
+template <DType kOut, DType kDout>
 double dot_of_row(const void* out, const void* dout, std::int64_t n, bool& zero) {
   constexpr std::int64_t kSums = 8;  // chains that do not wait for each other
   double sums[kSums] = {};
   double nonzero[kSums] = {};
   const auto add = [&](std::int64_t d, std::int64_t l) {
-    const double x = load(kType, out, d + l);
+    const double x = load(kOut, out, d + l);
     nonzero[l] = std::max(nonzero[l], x != 0.0 ? 1.0 : 0.0);
-    sums[l] += x * load(kType, dout, d + l);
+    sums[l] += x * load(kDout, dout, d + l);
   };
   std::int64_t d = 0;
   for (; d + kSums <= n; d += kSums) {
@@ -144,11 +144,20 @@ double dot_of_row(const void* out, const void* dout, std::int64_t n, bool& zero)
   return std::accumulate(std::begin(sums), std::end(sums), 0.0);
 }
 
-double dot_of_row(DType dtype, const void* out, const void* dout, std::int64_t n, bool& zero) {
-  switch (dtype) {
-    case DType::kBFloat16: return dot_of_row<DType::kBFloat16>(out, dout, n, zero);
-    case DType::kFloat16: return dot_of_row<DType::kFloat16>(out, dout, n, zero);
-    default: return dot_of_row<DType::kFloat32>(out, dout, n, zero);
+/// `out` may be kept in float32 where `dout` is not.
+double dot_of_row(DType out_type, const void* out, DType dout_type, const void* dout,
+                  std::int64_t n, bool& zero) {
+  const auto with_out = [&]<DType kOut>() {
+    switch (dout_type) {
+      case DType::kBFloat16: return dot_of_row<kOut, DType::kBFloat16>(out, dout, n, zero);
+      case DType::kFloat16: return dot_of_row<kOut, DType::kFloat16>(out, dout, n, zero);
+      default: return dot_of_row<kOut, DType::kFloat32>(out, dout, n, zero);
+    }
+  };
+  switch (out_type) {
+    case DType::kBFloat16: return with_out.template operator()<DType::kBFloat16>();
+    case DType::kFloat16: return with_out.template operator()<DType::kFloat16>();
+    default: return with_out.template operator()<DType::kFloat32>();
   }
 }
 
@@ -168,7 +177,7 @@ void prepare_rows(const BackwardStep& step, const Pieces& w, std::int64_t bh, Ra
   for (std::int64_t i = rows.begin; i < rows.end; ++i) {
     const float lse = lse_at(step, b, h, i);
     bool zero = true;
-    double delta = dot_of_row(step.out.dtype, rows_at(step.out, b, i, h),
+    double delta = dot_of_row(step.out.dtype, rows_at(step.out, b, i, h), step.dout.dtype,
                               rows_at(step.dout, b, i, h), p.value_dim, zero);
     // A row that saw nothing has out 0 and does not look at dout, which may be anything there.
     if (zero && step.sinks != nullptr && static_cast<float>(step.sinks[h]) == lse) delta = 0.0;

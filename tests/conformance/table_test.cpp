@@ -45,6 +45,26 @@ TEST_P(Table, MatchesFloat64OnEveryRing) {
   }
 }
 
+// The backward reads an `out` that is wider than all else. More rows than one task prepares.
+TEST(WideResults, OutOfNarrowInputsMayBeFloat32) {
+  for (const char* text : {"sq300_h4x2_d40_bf16_causal_sink_bwd_dlse", "sq300_h2_d32_f16_bwd"}) {
+    Case c = parse_case(text);
+    c.layout = Layout::kZigzag;
+    const CaseData data = make_data(c);
+    const Problem problem = make_problem(c);
+    const Options options = make_options(c, data);
+    CheckSettings settings;
+    settings.backend = "cpu";
+    settings.out_dtype = DType::kFloat32;
+    for (int ring : {1, 4}) {
+      const CheckReport report =
+          check_problem(problem, options, data.inputs(), ring, c.backward, settings);
+      EXPECT_TRUE(report.ok()) << text << " over " << ring << "\n" << report.message();
+      EXPECT_EQ(report.result.out.dtype(), DType::kFloat32);
+    }
+  }
+}
+
 std::string parameter_name(const testing::TestParamInfo<Parameters>& info) {
   return std::get<1>(info.param) + std::string("_") + ringattn::name(std::get<2>(info.param)) +
          "_" + test_name(std::get<0>(info.param));
