@@ -150,39 +150,38 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
     ptx::wait(barrier(Layout::kQueryFull + stage.at), stage.parity);
   };
   const auto stage_offset = [&] { return (stage.at * Layout::kQueryBytes) >> 4; };
-  const auto issue_scores = [&]() __attribute__((always_inline)) {
+  // Own rows against the queries, or their gradients, of this stage.
+  const auto issue_tile = [&](float(&to)[kParts][32], std::uint64_t own, std::uint64_t others)
+      __attribute__((always_inline)) {
     ptx::wgmma_fence();
 #pragma unroll
     for (int i = 0; i < kParts; ++i) {
-      multiply_rows_in_place<T, kDim, kRows, kQueries>(a[i], key_rows,
-                                                       query_rows + stage_offset() + i * 512, zero);
+      multiply_rows_in_place<T, kDim, kRows, kQueries>(to[i], own,
+                                                       others + stage_offset() + i * 512, zero);
     }
     ptx::wgmma_commit();
   };
+  const auto issue_scores = [&]() __attribute__((always_inline)) {
+    issue_tile(a, key_rows, query_rows);
+  };
   const auto issue_dweights = [&]() __attribute__((always_inline)) {
+    issue_tile(b, value_rows, dout_rows);
+  };
+  // sum += what `a` has packed from `first` on, times the rows of this stage.
+  const auto issue_sum = [&](float(&sum)[kDim / 2], int first, std::uint64_t columns)
+      __attribute__((always_inline)) {
     ptx::wgmma_fence();
 #pragma unroll
     for (int i = 0; i < kParts; ++i) {
-      multiply_rows_in_place<T, kDim, kRows, kQueries>(b[i], value_rows,
-                                                       dout_rows + stage_offset() + i * 512, zero);
+      gather_packed<T, kDim>(sum, a[i] + first, columns + stage_offset() + i * 512);
     }
     ptx::wgmma_commit();
   };
   const auto issue_dvalue = [&]() __attribute__((always_inline)) {
-    ptx::wgmma_fence();
-#pragma unroll
-    for (int i = 0; i < kParts; ++i) {
-      gather_packed<T, kDim>(dvalue, a[i], dout_columns + stage_offset() + i * 512);
-    }
-    ptx::wgmma_commit();
+    issue_sum(dvalue, 0, dout_columns);
   };
   const auto issue_dkey = [&]() __attribute__((always_inline)) {
-    ptx::wgmma_fence();
-#pragma unroll
-    for (int i = 0; i < kParts; ++i) {
-      gather_packed<T, kDim>(dkey, a[i] + 16, query_columns + stage_offset() + i * 512);
-    }
-    ptx::wgmma_commit();
+    issue_sum(dkey, 16, query_columns);
   };
   // A step behind: the other group may be that late. `have`: there is a step before, else the
   // result is of no use.
@@ -413,12 +412,7 @@ __global__ void __launch_bounds__(BackwardLayout<kDim>::kThreads, 1)
   constexpr BackwardShape kShape = Layout::kShape;
   extern __shared__ __align__(1024) unsigned char memory[];
   const auto base = static_cast<std::uint32_t>(__cvta_generic_to_shared(memory));
-  typename Layout::Steps steps;
-  steps.entries = base + Layout::kEntries;
-  steps.requests = base + Layout::kRequests;
-  steps.bits = base + Layout::kBits;
-  steps.barriers = base + Layout::kBarriers;
-  steps.bits_bytes = Layout::kBitsBytes;
+  const auto steps = steps_at<Layout>(base);
   const auto barrier = [&](int i) { return base + Layout::kBarriers + 8 * i; };
 
   if (threadIdx.x == 0) {

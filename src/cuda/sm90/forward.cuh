@@ -270,12 +270,7 @@ __global__ void __launch_bounds__(ForwardLayout<kDim>::kThreads, 1)
   constexpr ForwardShape kShape = Layout::kShape;
   extern __shared__ __align__(1024) unsigned char memory[];
   const auto base = static_cast<std::uint32_t>(__cvta_generic_to_shared(memory));
-  typename Layout::Steps steps;
-  steps.entries = base + Layout::kEntries;
-  steps.requests = base + Layout::kRequests;
-  steps.bits = base + Layout::kBits;
-  steps.barriers = base + Layout::kBarriers;
-  steps.bits_bytes = Layout::kBitsBytes;
+  const auto steps = steps_at<Layout>(base);
   const auto barrier = [&](int i) { return base + Layout::kBarriers + 8 * i; };
 
   if (threadIdx.x == 0) {

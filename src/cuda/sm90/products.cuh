@@ -22,19 +22,15 @@ RINGATTN_DEVICE void multiply_rows(float (&d)[kColumns / 2], std::uint64_t a, st
 }
 
 /// The same with b of 64 rows within panels of kBRows, into the registers that d has, whatever they
-/// hold. `zero` is 0, which the compiler must not know: see Wgmma.
+/// hold. `zero` is 0, which the compiler must not know: see wgmma.cuh.
 template <class T, int kDepth, int kARows, int kBRows>
 RINGATTN_DEVICE void multiply_rows_in_place(float (&d)[32], std::uint64_t a, std::uint64_t b,
                                             int zero) {
 #pragma unroll
   for (int k = 0; k < kDepth / 16; ++k) {
-    const std::uint64_t at = a + ((k / 4 * kARows * 128 + k % 4 * 32) >> 4);
-    const std::uint64_t bt = b + ((k / 4 * kBRows * 128 + k % 4 * 32) >> 4);
-    if (k == 0) {
-      ptx::Wgmma<T, 64>::multiply_in_place(d, at, bt, zero);
-    } else {
-      ptx::Wgmma<T, 64>::multiply_add(d, at, bt);
-    }
+    ptx::Wgmma<T, 64>::multiply_add(d, a + ((k / 4 * kARows * 128 + k % 4 * 32) >> 4),
+                                    b + ((k / 4 * kBRows * 128 + k % 4 * 32) >> 4),
+                                    k == 0 ? zero : 1);
   }
 }
 
@@ -67,13 +63,8 @@ RINGATTN_DEVICE void multiply_columns_in_place(float (&d)[32], std::uint64_t a, 
                                                int zero) {
 #pragma unroll
   for (int k = 0; k < kDepth / 16; ++k) {
-    const std::uint64_t at = a + ((k / 4 * kARows * 128 + k % 4 * 32) >> 4);
-    const std::uint64_t bt = b + ((k * 2048) >> 4);
-    if (k == 0) {
-      ptx::Wgmma<T, 64>::multiply_columns_in_place(d, at, bt, zero);
-    } else {
-      ptx::Wgmma<T, 64>::multiply_add_columns(d, at, bt);
-    }
+    ptx::Wgmma<T, 64>::multiply_add_columns(d, a + ((k / 4 * kARows * 128 + k % 4 * 32) >> 4),
+                                            b + ((k * 2048) >> 4), k == 0 ? zero : 1);
   }
 }
 

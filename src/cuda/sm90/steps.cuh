@@ -117,6 +117,18 @@ struct StepShared {
   }
 };
 
+/// Where a layout has them.
+template <class Layout>
+RINGATTN_DEVICE typename Layout::Steps steps_at(std::uint32_t base) {
+  typename Layout::Steps steps;
+  steps.entries = base + Layout::kEntries;
+  steps.requests = base + Layout::kRequests;
+  steps.bits = base + Layout::kBits;
+  steps.barriers = base + Layout::kBarriers;
+  steps.bits_bytes = Layout::kBitsBytes;
+  return steps;
+}
+
 /// A place in a ring of kCount, and the parity of its round. Written with a comparison: from a
 /// remainder the compiler does not see that all threads of a warp have the same, and then what
 /// depends on it must travel to uniform registers before every wgmma.
@@ -275,14 +287,13 @@ RINGATTN_DEVICE void produce_steps(const P& p, const Shared& shared) {
     unsigned started = kKeys ? 0 : kAll;
     const int heads = kKeys ? 1 : p.group;
 #pragma unroll 1
-    for (int turn = 0; turn < 2 * heads; ++turn) {
+    for (int turn = kKeys ? 1 : 0; kKeys ? turn >= 0 : turn < 2 * heads; turn += kKeys ? -1 : 1) {
       const int head = kKeys ? own.head : own.head * heads + turn / 2;
       const int head_batch = head | own.batch << 16;
-      const int run = kKeys ? 1 - turn : turn % 2;
+      const int run = kKeys ? turn : turn % 2;
       int begin = 0;
       int end = 0;
       if (p.other_counts[run] > 0) other_tiles<kKeys, kColumns>(p, own, run, begin, end);
-      if (end <= begin) continue;
       // Where all blocks see the same queries, each begins elsewhere: additions to the same sums at
       // the same time would wait for each other.
       const int count = end - begin;
@@ -290,15 +301,17 @@ RINGATTN_DEVICE void produce_steps(const P& p, const Shared& shared) {
           kKeys || p.drawn ? 0
                            : static_cast<int>(static_cast<std::int64_t>(count) *
                                               (own.index / kRows) / max(p.own_blocks[own.run], 1));
-      const int chunks = kKeys ? ((end - 1) >> 5) - (begin >> 5) + 1 : (count + 31) >> 5;
+      // Keys backwards by number, queries forwards from the first one, 32 at a time.
 #pragma unroll 1
-      for (int chunk = 0; chunk < chunks; ++chunk) {
-        const int base = kKeys ? ((end - 1) & ~31) - 32 * chunk : 32 * chunk + turned;
+      for (int base = kKeys ? (end - 1) & ~31 : 0;
+           kKeys ? base > begin - 32 && end > begin : base < count; base += kKeys ? -32 : 32) {
         const auto tile_of = [&](int i) {
-          return kKeys ? base + i : begin + base + i - (base + i >= count ? count : 0);
+          if (kKeys) return base + i;
+          const int at = base + i + turned;
+          return begin + at - (at >= count ? count : 0);
         };
         const int mine = tile_of(lane);
-        const bool exists = kKeys ? begin <= mine && mine < end : base - turned + lane < count;
+        const bool exists = kKeys ? begin <= mine && mine < end : base + lane < count;
         const unsigned found =
             exists ? kinds<kKeys, kGroups, kColumns>(p, own, head, run, mine) : 0;
         unsigned todo = __ballot_sync(0xFFFFFFFFU, found != 0);

@@ -80,68 +80,42 @@ struct Wgmma;
       RINGATTN_16(c, 112)
 
 // r: registers of the result, N / 2; a0 to a4: the numbers r to r + 4.
-#define RINGATTN_WGMMA(T, type, n, r, a0, a1, a2, a3, a4)                                          \
-  template <>                                                                                      \
-  struct Wgmma<T, n> {                                                                             \
-    /* d = a b', both in shared memory, summed over their columns. */                              \
-    RINGATTN_DEVICE static void multiply(float (&d)[r], std::uint64_t a, std::uint64_t b) {        \
-      asm volatile(                                                                                \
-          "{.reg .pred p; setp.ne.b32 p, 0, 0;\n"                                                  \
-          "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" RINGATTN_LIST_##r   \
-          "}, %" #a0 ", %" #a1 ", p, 1, 1, 0, 0;}\n"                                               \
-          : RINGATTN_OUT_##r("=f")                                                                 \
-          : "l"(a), "l"(b));                                                                       \
-    }                                                                                              \
-    /* d += a b'. */                                                                               \
-    RINGATTN_DEVICE static void multiply_add(float (&d)[r], std::uint64_t a, std::uint64_t b) {    \
-      asm volatile(                                                                                \
-          "{.reg .pred p; setp.ne.b32 p, 1, 0;\n"                                                  \
-          "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" RINGATTN_LIST_##r   \
-          "}, %" #a0 ", %" #a1 ", p, 1, 1, 0, 0;}\n"                                               \
-          : RINGATTN_OUT_##r("+f")                                                                 \
-          : "l"(a), "l"(b));                                                                       \
-    }                                                                                              \
-    /* d = a b' + (keep != 0 ? d : 0): as the compiler does not know which, d stays where it is.   \
-     */                                                                                            \
-    RINGATTN_DEVICE static void multiply_in_place(float (&d)[r], std::uint64_t a, std::uint64_t b, \
-                                                  int keep) {                                      \
-      asm volatile("{.reg .pred p; setp.ne.b32 p, %" #a2                                           \
-                   ", 0;\n"                                                                        \
-                   "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type                 \
-                   " {" RINGATTN_LIST_##r "}, %" #a0 ", %" #a1 ", p, 1, 1, 0, 0;}\n"               \
-                   : RINGATTN_OUT_##r("+f")                                                        \
-                   : "l"(a), "l"(b), "r"(keep));                                                   \
-    }                                                                                              \
-    /* d = a b + (keep != 0 ? d : 0), both in shared memory, summed over the rows of b. */         \
-    RINGATTN_DEVICE static void multiply_columns_in_place(float (&d)[r], std::uint64_t a,          \
-                                                          std::uint64_t b, int keep) {             \
-      asm volatile("{.reg .pred p; setp.ne.b32 p, %" #a2                                           \
-                   ", 0;\n"                                                                        \
-                   "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type                 \
-                   " {" RINGATTN_LIST_##r "}, %" #a0 ", %" #a1 ", p, 1, 1, 0, 1;}\n"               \
-                   : RINGATTN_OUT_##r("+f")                                                        \
-                   : "l"(a), "l"(b), "r"(keep));                                                   \
-    }                                                                                              \
-    /* d += a b. */                                                                                \
-    RINGATTN_DEVICE static void multiply_add_columns(float (&d)[r], std::uint64_t a,               \
-                                                     std::uint64_t b) {                            \
-      asm volatile(                                                                                \
-          "{.reg .pred p; setp.ne.b32 p, 1, 0;\n"                                                  \
-          "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" RINGATTN_LIST_##r   \
-          "}, %" #a0 ", %" #a1 ", p, 1, 1, 0, 1;}\n"                                               \
-          : RINGATTN_OUT_##r("+f")                                                                 \
-          : "l"(a), "l"(b));                                                                       \
-    }                                                                                              \
-    /* d += a b, a in registers, b in shared memory, summed over the rows of b. */                 \
-    RINGATTN_DEVICE static void multiply_add(float (&d)[r], const std::uint32_t* a,                \
-                                             std::uint64_t b) {                                    \
-      asm volatile(                                                                                \
-          "{.reg .pred p; setp.ne.b32 p, 1, 0;\n"                                                  \
-          "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" RINGATTN_LIST_##r   \
-          "}, {%" #a0 ", %" #a1 ", %" #a2 ", %" #a3 "}, %" #a4 ", p, 1, 1, 1;}\n"                  \
-          : RINGATTN_OUT_##r("+f")                                                                 \
-          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                   \
-    }                                                                                              \
+//
+// d = a b + (keep != 0 ? d : 0), both in shared memory, b summed over its columns (rows: 0) or over
+// its rows (1). Where the compiler does not know `keep`, d stays in the registers where it is.
+#define RINGATTN_WGMMA_SHARED(name, type, n, r, a0, a1, a2, rows)                                  \
+  RINGATTN_DEVICE static void name(float(&d)[r], std::uint64_t a, std::uint64_t b, int keep = 1) { \
+    asm volatile("{.reg .pred p; setp.ne.b32 p, %" #a2                                             \
+                 ", 0;\n"                                                                          \
+                 "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type                   \
+                 " {" RINGATTN_LIST_##r "}, %" #a0 ", %" #a1 ", p, 1, 1, 0, " #rows ";}\n"         \
+                 : RINGATTN_OUT_##r("+f")                                                          \
+                 : "l"(a), "l"(b), "r"(keep));                                                     \
+  }
+#define RINGATTN_WGMMA(T, type, n, r, a0, a1, a2, a3, a4)                                        \
+  template <>                                                                                    \
+  struct Wgmma<T, n> {                                                                           \
+    /* d = a b', both in shared memory, summed over their columns. */                            \
+    RINGATTN_DEVICE static void multiply(float (&d)[r], std::uint64_t a, std::uint64_t b) {      \
+      asm volatile(                                                                              \
+          "{.reg .pred p; setp.ne.b32 p, 0, 0;\n"                                                \
+          "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" RINGATTN_LIST_##r \
+          "}, %" #a0 ", %" #a1 ", p, 1, 1, 0, 0;}\n"                                             \
+          : RINGATTN_OUT_##r("=f")                                                               \
+          : "l"(a), "l"(b));                                                                     \
+    }                                                                                            \
+    RINGATTN_WGMMA_SHARED(multiply_add, type, n, r, a0, a1, a2, 0)                               \
+    RINGATTN_WGMMA_SHARED(multiply_add_columns, type, n, r, a0, a1, a2, 1)                       \
+    /* d += a b, a in registers, b in shared memory, summed over the rows of b. */               \
+    RINGATTN_DEVICE static void multiply_add(float (&d)[r], const std::uint32_t* a,              \
+                                             std::uint64_t b) {                                  \
+      asm volatile(                                                                              \
+          "{.reg .pred p; setp.ne.b32 p, 1, 0;\n"                                                \
+          "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" RINGATTN_LIST_##r \
+          "}, {%" #a0 ", %" #a1 ", %" #a2 ", %" #a3 "}, %" #a4 ", p, 1, 1, 1;}\n"                \
+          : RINGATTN_OUT_##r("+f")                                                               \
+          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                 \
+    }                                                                                            \
   };
 RINGATTN_WGMMA(__nv_bfloat16, "bf16", 64, 32, 32, 33, 34, 35, 36)
 RINGATTN_WGMMA(__nv_bfloat16, "bf16", 80, 40, 40, 41, 42, 43, 44)
@@ -152,6 +126,7 @@ RINGATTN_WGMMA(__half, "f16", 80, 40, 40, 41, 42, 43, 44)
 RINGATTN_WGMMA(__half, "f16", 128, 64, 64, 65, 66, 67, 68)
 RINGATTN_WGMMA(__half, "f16", 256, 128, 128, 129, 130, 131, 132)
 #undef RINGATTN_WGMMA
+#undef RINGATTN_WGMMA_SHARED
 
 /// Two floats rounded to T, the first in the low half.
 template <class T>
