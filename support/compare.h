@@ -35,6 +35,7 @@ struct ErrorModel {
   double magnitude = 0.0;            // of the tensor in Magnitudes
   bool independent_rows = false;     // a sum over rows: the rounding of `out` is worth magnitude
   double score = 0.0;                // backward: largest |s|; forward: 0
+  double score_error = 0.0;          // lse: of any one score, beyond float32
   std::int64_t rows = 0;             // batch rows * sequence rows
 };
 

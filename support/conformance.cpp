@@ -129,7 +129,7 @@ RingSettings CheckSettings::run(bool backward) const {
   run.timeout = timeout;
   run.out_dtype = out_dtype;
   run.grad_dtype = grad_dtype;
-  run.guarded = guarded;
+  run.guard = guard;
   return run;
 }
 

@@ -21,7 +21,7 @@ struct CheckSettings {
   std::chrono::milliseconds timeout = kDefaultTimeout;
   std::optional<DType> out_dtype;  // none: the problem's
   std::optional<DType> grad_dtype;
-  bool guarded = true;       // strided tensors between canaries
+  Guard guard = Guard::kOdd;
   bool twice = true;         // run again: the same bits
   bool against_one = false;  // on one rank too: the error must not grow with the ring
 

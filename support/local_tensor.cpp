@@ -6,23 +6,26 @@
 namespace ringattn::support {
 namespace {
 
-// Elements of canary before and after a guarded tensor: more than any vector register holds, so
-// that a store of a whole register beside the end is seen.
-constexpr std::int64_t kCanary = 67;  // odd: the data is aligned to one element and no better
-
-// Gaps, in elements, after each dimension; odd, so that rows start at every alignment.
-constexpr std::int64_t kRowGap = 3;
-constexpr std::int64_t kPlaneGap = 5;
+// The canary before and after a guarded tensor is more than any vector register holds, so that a
+// store of a whole register beside the end is seen.
+// Gaps after each dimension. All in elements.
+struct Gaps {
+  std::int64_t canary, row, plane;
+};
+constexpr Gaps gaps(Guard guard) {
+  if (guard == Guard::kOdd) return {67, 3, 5};
+  return {64, 16, 8};  // a head_dim that is a multiple of 16 bytes keeps rows there
+}
 
 /// Strides of a guarded tensor. Four dimensions [b, s, h, d] lie in memory as b, h, s, d with a
 /// contiguous d; fewer dimensions have no head_dim, so every second element is a gap.
-std::int64_t set_guarded_strides(TensorView& view) {
+std::int64_t set_guarded_strides(TensorView& view, const Gaps& gap) {
   const std::array<int, 4> order = view.rank == 4 ? std::array{3, 1, 2, 0} : std::array{3, 2, 1, 0};
   std::int64_t stride = view.rank == 4 ? 1 : 2;
   for (int d : order) {
     if (d >= view.rank) continue;
     view.strides[static_cast<std::size_t>(d)] = stride;
-    stride = stride * std::max<std::int64_t>(view.dim(d), 1) + (d == 3 ? kRowGap : kPlaneGap);
+    stride = stride * std::max<std::int64_t>(view.dim(d), 1) + (d == 3 ? gap.row : gap.plane);
   }
   return stride;
 }
@@ -44,7 +47,7 @@ void for_elements(const TensorView& view, const F& f) {
 
 }  // namespace
 
-LocalTensor::LocalTensor(DType dtype, std::vector<std::int64_t> shape, bool guarded) {
+LocalTensor::LocalTensor(DType dtype, std::vector<std::int64_t> shape, Guard guard) {
   view_.dtype = dtype;
   view_.rank = static_cast<int>(shape.size());
   std::int64_t count = 1;
@@ -54,9 +57,9 @@ LocalTensor::LocalTensor(DType dtype, std::vector<std::int64_t> shape, bool guar
     count *= shape[d];
   }
   std::int64_t canary = 0;
-  if (guarded) {
-    count = set_guarded_strides(view_);
-    canary = kCanary;
+  if (guard != Guard::kNone) {
+    count = set_guarded_strides(view_, gaps(guard));
+    canary = gaps(guard).canary;
   }
   const std::int64_t size = size_of(dtype);
   bytes_.assign(static_cast<std::size_t>((count + 2 * canary) * size), std::byte{0xFF});

@@ -110,6 +110,7 @@ void Naive::forward_row(std::int64_t b, std::int64_t h, std::int64_t i) {
   result_.lse.as<float>()[row] = lse;
   raise(result_.magnitudes.score, std::fabs(lse));
   raise(result_.magnitudes.lse, std::fabs(lse));
+  result_.magnitudes.capped = cap_ != 0.0F;
   const auto at = static_cast<std::int64_t>(((b * p_.query_seq + i) * p_.query_heads + h) * v_.dim);
   for (std::int64_t d = 0; d < v_.dim; ++d) {
     float acc = 0.0F;

@@ -23,6 +23,7 @@ struct Magnitudes {
   double dkey = 0.0;
   double dvalue = 0.0;
   double dsinks = 0.0;
+  bool capped = false;  // scores went through tanh
 };
 
 struct NaiveResult {

@@ -49,7 +49,7 @@ RankJob RankJob::of_global(Communicator& ring, const Problem& problem, const Opt
   job.options_.explicit_positions = global.q_positions.present() || global.kv_positions.present();
   // Construction first: it checks the problem before any shard is cut by it.
   job.rank_->attention = std::make_unique<RingAttention>(ring, problem, job.options_);
-  job.rank_->cut_inputs(global, options.layout, ring.size(), settings.guarded);
+  job.rank_->cut_inputs(global, options.layout, ring.size(), settings.guard);
   job.rank_->make_outputs(settings, problem);
   return job;
 }
@@ -58,7 +58,7 @@ double RankJob::timed_pass(bool backward) {
   using Clock = std::chrono::steady_clock;
   gather_all(*ring_, 0);  // all are ready
   const Clock::time_point begin = Clock::now();
-  rank_->run_pass(backward, settings_.guarded);
+  rank_->run_pass(backward, settings_.guard);
   gather_all(*ring_, 0);  // all are done
   const double own = std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
   const std::vector<double> all = gather_all(*ring_, own);

@@ -13,12 +13,12 @@ constexpr std::size_t kWorkspaceCanary = 256;  // bytes; more than the widest st
 
 /// The rows of dimension `seq_dim` that a rank holds; an absent view stays absent.
 LocalTensor cut(const ConstTensorView& global, int seq_dim, Layout layout, int world, int rank,
-                bool guarded) {
+                Guard guard) {
   if (!global.present()) return {};
   std::vector<std::int64_t> shape = shape_of(global);
   shape[static_cast<std::size_t>(seq_dim)] =
       positions(layout, global.dim(seq_dim), world, rank).size();
-  LocalTensor local(global.dtype, shape, guarded);
+  LocalTensor local(global.dtype, shape, guard);
   shard(global, seq_dim, layout, world, rank, local.view());
   return local;
 }
@@ -81,14 +81,14 @@ BackwardArgs RingRank::backward_args() {
   return args;
 }
 
-void RingRank::cut_inputs(const RingInputs& global, Layout layout, int world, bool guarded) {
+void RingRank::cut_inputs(const RingInputs& global, Layout layout, int world, Guard guard) {
   const auto keep = [&](LocalTensor tensor) {
     owned.push_back(std::move(tensor));
     owned.back().reside(*memory);
     return ConstTensorView(owned.back().argument());
   };
   const auto rows = [&](const ConstTensorView& whole, int seq_dim) {
-    return keep(cut(whole, seq_dim, layout, world, rank, guarded));
+    return keep(cut(whole, seq_dim, layout, world, rank, guard));
   };
   in.query = rows(global.query, 1);
   in.key = rows(global.key, 1);
@@ -100,18 +100,18 @@ void RingRank::cut_inputs(const RingInputs& global, Layout layout, int world, bo
   in.dout = rows(global.dout, 1);
   in.dlse = rows(global.dlse, 2);
   // Every rank has all of them.
-  in.sinks = keep(cut(global.sinks, 0, Layout::kContiguous, 1, 0, guarded));
+  in.sinks = keep(cut(global.sinks, 0, Layout::kContiguous, 1, 0, guard));
 }
 
 void RingRank::make_outputs(const RingSettings& settings, const Problem& problem) {
   const auto like = [&](const ConstTensorView& t, DType dtype) {
-    return LocalTensor(dtype, shape_of(t), settings.guarded);
+    return LocalTensor(dtype, shape_of(t), settings.guard);
   };
   const ConstTensorView& q = in.query;
   out = LocalTensor(settings.out_dtype.value_or(problem.dtype),
-                    {q.dim(0), q.dim(1), q.dim(2), in.value.dim(3)}, settings.guarded);
+                    {q.dim(0), q.dim(1), q.dim(2), in.value.dim(3)}, settings.guard);
   if (settings.lse || settings.backward) {
-    lse = LocalTensor(settings.lse_dtype, {q.dim(0), q.dim(2), q.dim(1)}, settings.guarded);
+    lse = LocalTensor(settings.lse_dtype, {q.dim(0), q.dim(2), q.dim(1)}, settings.guard);
   }
   if (settings.backward) {
     const DType grad = settings.grad_dtype.value_or(problem.dtype);
@@ -127,10 +127,10 @@ std::array<LocalTensor*, 6> RingRank::outputs() {
   return {&out, &lse, &dquery, &dkey, &dvalue, &dsinks};
 }
 
-void RingRank::run_pass(bool is_backward, bool guarded) {
+void RingRank::run_pass(bool is_backward, Guard guard) {
   std::optional<GuardedWorkspace> workspace;
   std::span<std::byte> given;
-  if (guarded) {
+  if (guard != Guard::kNone) {
     workspace.emplace(*memory, is_backward ? attention->backward_workspace_bytes()
                                            : attention->forward_workspace_bytes());
     given = workspace->span();
@@ -142,7 +142,7 @@ void RingRank::run_pass(bool is_backward, bool guarded) {
   }
   memory->synchronize(stream);
   if (workspace) require_intact(workspace->intact(), rank, "the workspace");
-  if (!guarded) return;
+  if (guard == Guard::kNone) return;
   fetch_outputs();
   require_intact_outputs();
 }

@@ -29,11 +29,11 @@ struct RingRank {
   BackwardArgs backward_args();
 
   /// Copies this rank's rows out of global tensors, to its memory.
-  void cut_inputs(const RingInputs& global, Layout layout, int world, bool guarded);
+  void cut_inputs(const RingInputs& global, Layout layout, int world, Guard guard);
   void make_outputs(const RingSettings& settings, const Problem& problem);
 
   /// Runs one pass, waits for its stream, and notes its counts. What it wrote stays in its memory.
-  void run_pass(bool backward, bool guarded);
+  void run_pass(bool backward, Guard guard);
 
   /// Brings to the host what was written.
   void fetch_outputs();

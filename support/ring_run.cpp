@@ -88,7 +88,7 @@ RingJob::RingJob(const Problem& problem, const Options& options, const RingInput
                                                      problem_, options_);
     rank.memory = &memory_;
     rank.stream = memory_.make_stream();
-    rank.cut_inputs(inputs, options_.layout, settings_.ring, settings_.guarded);
+    rank.cut_inputs(inputs, options_.layout, settings_.ring, settings_.guard);
     rank.make_outputs(settings_, problem_);
   });
 }
@@ -126,7 +126,7 @@ double RingJob::on_all_ranks(const Work& work) {
 }
 
 void RingJob::run_pass(RingRank& rank, bool backward, int& done) {
-  rank.run_pass(backward, settings_.guarded);
+  rank.run_pass(backward, settings_.guard);
   if (settings_.progress) {
     static std::mutex one_at_a_time;
     const std::lock_guard lock(one_at_a_time);

@@ -13,6 +13,7 @@
 #include "io/host_tensor.h"
 #include "memory.h"
 #include "ringattn/attention.h"
+#include "support/local_tensor.h"
 
 namespace ringattn::support {
 
@@ -38,7 +39,7 @@ struct RingSettings {
   std::optional<DType> grad_dtype;    // none: the problem's
   DType lse_dtype = DType::kFloat32;  // of lse, dlse and dsinks; kFloat64: "reference" only
   std::chrono::milliseconds timeout = kDefaultTimeout;
-  bool guarded = false;  // strided local tensors between canaries; see local_tensor.h
+  Guard guard = Guard::kNone;  // of local tensors
   /// Called after a rank has finished a pass, from its thread, one call at a time.
   std::function<void(bool backward, int ranks_done)> progress;
 };

@@ -84,6 +84,8 @@ class DeviceMemory final : public Memory {
 
   void upload(std::byte* to, std::span<const std::byte> from) const override {
     check(cudaMemcpy(to, from.data(), from.size(), cudaMemcpyHostToDevice), "an upload");
+    // A few bytes may still be on their way, and streams of the caller's do not wait for them.
+    check(cudaStreamSynchronize(nullptr), "an upload");
   }
   void download(std::span<std::byte> to, const std::byte* from) const override {
     check(cudaDeviceSynchronize(), "waiting for the GPU");

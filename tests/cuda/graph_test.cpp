@@ -76,13 +76,13 @@ class GraphRing {
       m.rank.rank = r;
       m.rank.memory = memory_;
       m.rank.stream = memory_->make_stream();
-      m.rank.cut_inputs(data[0].inputs(), c.layout, c.ring, false);
+      m.rank.cut_inputs(data[0].inputs(), c.layout, c.ring, Guard::kNone);
       m.rank.make_outputs(settings, problem_);
       for (const CaseData& one : data) {
         RingRank& copy = m.sources.emplace_back();
         copy.rank = r;
         copy.memory = memory_;
-        copy.cut_inputs(one.inputs(), c.layout, c.ring, false);
+        copy.cut_inputs(one.inputs(), c.layout, c.ring, Guard::kNone);
       }
     }
     on_all_ranks([&](Member& m) {

@@ -73,7 +73,7 @@ Checked check_file(const std::string& path, const Settings& settings, Communicat
   checked.source = path;
   checked.repeat = "the same command";
   support::CheckSettings how = check_settings(settings);
-  how.guarded = false;  // so that the time is that of `run`
+  how.guard = support::Guard::kNone;  // so that the time is that of `run`
   if (ring != nullptr) {
     const Inputs rows = read_own_rows(path, settings, *ring);
     checked.report = support::check_over_processes(
