@@ -27,7 +27,9 @@ class Library:
         self.c = ctypes.CDLL(path)
         self.c.ringattn_bench_make.restype = ctypes.c_void_p
         self.c.ringattn_bench_make.argtypes = [ctypes.c_int64] * 6 + [ctypes.c_int, ctypes.c_int, ctypes.c_int64,
-                                                                      ctypes.c_double]
+                                                                      ctypes.c_double, ctypes.c_int, ctypes.c_int]
+        self.c.ringattn_bench_segments.argtypes = [ctypes.c_void_p] * 2
+        self.c.ringattn_bench_segments.restype = None
         self.c.ringattn_bench_error.restype = ctypes.c_char_p
         for name, n in (("forward", 7), ("backward", 11)):
             getattr(self.c, "ringattn_bench_" + name).argtypes = [ctypes.c_void_p] * n
@@ -38,8 +40,10 @@ class Library:
         if not ok:
             raise RuntimeError(self.c.ringattn_bench_error().decode())
 
-    def make(self, b, sq, sk, h, g, d, dtype, causal, window=-1, cap=0.0):
-        handle = self.c.ringattn_bench_make(b, sq, sk, h, g, d, DTYPES[dtype], causal, window, cap)
+    def make(self, b, sq, sk, h, g, d, dtype, causal, window=-1, cap=0.0, deterministic=False,
+             segments=False):
+        handle = self.c.ringattn_bench_make(b, sq, sk, h, g, d, DTYPES[dtype], causal, window, cap, deterministic,
+                                            segments)
         self.check(handle)
         return handle
 
@@ -120,17 +124,33 @@ def cell(lib, b, s, h, g, d, causal, dtype=torch.bfloat16, backward=True):
     return row
 
 
-def alone(lib, b, s, h, d, causal, window=-1, cap=0.0):
-    q, k, v = [torch.randn(b, s, h, d, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
-    out = torch.empty_like(q)
+def alone(lib, b, s, h, d, causal, documents=0, backward=True, **options):
+    """Both passes without a peer: windows, caps, packed documents, additions in order."""
+    q, k, v, dout = [torch.randn(b, s, h, d, device="cuda", dtype=torch.bfloat16) for _ in range(4)]
+    out, dq, dk, dv = [torch.empty_like(q) for _ in range(4)]
     lse = torch.empty(b, h, s, device="cuda")
-    handle = lib.make(b, s, s, h, h, d, torch.bfloat16, int(causal), window, cap)
+    handle = lib.make(b, s, s, h, h, d, torch.bfloat16, int(causal), segments=documents > 0, **options)
+    row = dict(batch=b, seq=s, heads=h, dim=d, causal=causal, documents=documents, **options)
+    if documents:
+        ends = torch.cat([torch.randperm(s - 1)[:documents - 1].sort().values + 1, torch.tensor([s])])
+        ids = torch.searchsorted(ends, torch.arange(s), right=True).int().cuda().expand(b, s).contiguous()
+        lengths = torch.diff(ends, prepend=torch.tensor([0])).double()
+        row["visible"] = ((lengths * (lengths + 1) / 2).sum() / (s * (s + 1) / 2)).item() if causal else ((lengths**2).sum() / s**2).item()
+        lib.c.ringattn_bench_segments(handle, ids.data_ptr())
     forward = lambda: lib.call("forward", handle, q, k, v, out, lse)
+    back = lambda: lib.call("backward", handle, q, k, v, out, lse, dout, dq, dk, dv)
     forward()
-    ms = sorted(milliseconds(forward) for _ in range(3))[1]
+    row["forward_ms"] = sorted(milliseconds(forward) for _ in range(3))[1]
+    text = f"D{d} H{h} {b}x{s} {'causal' if causal else 'full'} {options} documents {documents}: forward {row['forward_ms']:.3f} ms"
+    if backward:
+        back()
+        row["backward_ms"] = sorted(milliseconds(back) for _ in range(3))[1]
+        text += f", backward {row['backward_ms']:.3f} ms"
+    if documents:
+        text += f"; {row['visible']:.3f} of the pairs visible"
     lib.c.ringattn_bench_destroy(handle)
-    print(f"D{d} H{h} {b}x{s} {'causal' if causal else 'full'} window {window} cap {cap}: forward {ms:.3f} ms", flush=True)
-    return dict(batch=b, seq=s, heads=h, dim=d, causal=causal, window=window, cap=cap, forward_ms=ms)
+    print(text, flush=True)
+    return row
 
 
 def main():
@@ -159,10 +179,21 @@ def main():
         print(f"{direction}: geometric mean {mean:.3f}x cuDNN, least {min(ratios):.3f}x", flush=True)
     result["rows"].append(cell(lib, 4, 4096, 16, 16, 128, True, torch.float16, backward))
     result["rows"].append(cell(lib, 4, 4096, 32, 32, 64, False, torch.float16, backward))
-    result["alone"] = [alone(lib, 1, 16384, 16, 128, True, 1024), alone(lib, 1, 16384, 32, 64, True, 1024)]
+    result["alone"] = []
+    add = lambda *shape, **options: result["alone"].append(alone(lib, *shape, backward=backward, **options))
+    for h, d in ((16, 128), (32, 64), (8, 256)):
+        for causal in (True, False):
+            add(1, 16384, h, d, causal)
+            if backward:
+                add(1, 16384, h, d, causal, deterministic=True)
+                add(4, 4096, h, d, causal)
+                add(4, 4096, h, d, causal, deterministic=True)
+        add(1, 16384, h, d, True, window=1024)
+        add(1, 16384, h, d, True, documents=8)
+        add(1, 16384, h, d, True, cap=30.0)
     for causal in (False, True):
         for cap in (0.0, 30.0):
-            result["alone"].append(alone(lib, 2, 8192, 16, 128, causal, cap=cap))
+            add(2, 8192, 16, 128, causal, cap=cap)
     if len(sys.argv) > 2 and not sys.argv[2].startswith("--"):
         with open(sys.argv[2], "w") as f:
             json.dump(result, f, indent=1)

@@ -25,11 +25,15 @@ __device__ std::uint32_t visible_word(const PairSchedule& s, int batch, int head
   const std::int64_t row = tile.row + first;
   const std::int64_t position = mine(own);
   std::uint32_t word = bit_range(0, columns);
+  // Asked of all columns, hidden ones too: loads that wait for nothing overlap.
   const auto keep = [&](const auto& visible) {
-#pragma unroll 1
-    for (int c = 0; c < columns; ++c) {
-      if ((word >> c & 1U) != 0 && !visible(row + c)) word &= ~(1U << c);
+    if (word == 0) return;
+    std::uint32_t seen = 0;
+#pragma unroll 4
+    for (int c = 0; c < 32; ++c) {
+      if (c < columns && visible(row + c)) seen |= 1U << c;
     }
+    word &= seen;
   };
 
   const Range seen = (kKeys ? s.mask : s.mask.transposed()).row(position);

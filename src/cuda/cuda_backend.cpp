@@ -95,14 +95,13 @@ ForwardPieces carve_forward(const Plan& plan, Carver& carver) {
   return w;
 }
 
-bool on_hopper(const Plan& plan) {
-  return sm90::takes_backward(plan.problem(), plan.options().deterministic);
-}
-
 /// How the sums of dQ lie between the steps of this rank.
 QueryTiles query_sums(const Plan& plan) {
-  return on_hopper(plan) ? sm90::query_tiles(plan.problem(), plan.query_rows(plan.rank()))
-                         : QueryTiles{};
+  if (!sm90::takes_backward(plan.problem())) return {};
+  Positions rows = plan.query_rows(plan.rank());
+  // Explicit ones are a list, whatever the layout's runs are.
+  if (plan.options().explicit_positions) rows = {{{0, rows.size()}, {}}};
+  return sm90::query_tiles(plan.problem(), rows);
 }
 
 struct BackwardPieces {
@@ -111,6 +110,7 @@ struct BackwardPieces {
   float* dquery_sum;  // as query_sums() says
   float* statistics;  // lse and delta by tiles, with those
   unsigned* ticket;
+  unsigned* added;  // counts by tiles, if additions have an order
 };
 BackwardPieces carve_backward(const Plan& plan, Carver& carver) {
   const Problem& p = plan.problem();
@@ -120,11 +120,15 @@ BackwardPieces carve_backward(const Plan& plan, Carver& carver) {
   BackwardPieces w{};
   w.lse = carver.take_array<float>(n);
   w.delta = carver.take_array<float>(n);
-  w.dquery_sum = carver.take_array<float>(tiles.rows > 0      ? heads * tiles.floats()
-                                          : plan.world() == 1 ? 0
-                                                              : n * p.head_dim);
+  const bool adds = tiles.rows > 0 && sm90::adds_queries(p);
+  const bool sums = adds || plan.world() > 1;
+  w.dquery_sum = carver.take_array<float>(!sums            ? 0
+                                          : tiles.rows > 0 ? heads * tiles.floats()
+                                                           : n * p.head_dim);
   w.statistics = carver.take_array<float>(heads * tiles.count() * tiles.rows * 2);
   w.ticket = carver.take_array<unsigned>(1);
+  const bool in_order = adds && plan.options().deterministic;
+  w.added = in_order ? carver.take_array<unsigned>(heads * tiles.count()) : nullptr;
   return w;
 }
 
@@ -197,7 +201,7 @@ TileShape CudaBackend::tiles(const Problem& problem, const TileHint& hint, Pass 
   if (pass == Pass::kForward && cuda::sm90::takes(problem)) {
     return cuda::sm90::forward_tiles(problem);
   }
-  if (pass == Pass::kBackward && cuda::sm90::takes_backward(problem, false)) {
+  if (pass == Pass::kBackward && cuda::sm90::takes_backward(problem)) {
     return cuda::sm90::backward_tiles(problem);
   }
   // What kernels skip by. They cut tiles in pieces of their own, so any size is possible.
@@ -272,6 +276,7 @@ PassCounts CudaBackend::backward(const BackwardStep& step) const {
     p.query_sums = cuda::query_sums(step.plan);
     p.statistics = w.statistics;
     p.ticket = w.ticket;
+    p.added = w.added;
     cuda::set_result(step.dquery, p.dquery, p.dquery32);
     p.dkey = reinterpret_cast<float*>(step.dkey_sum);
     p.dvalue = reinterpret_cast<float*>(step.dvalue_sum);

@@ -66,6 +66,7 @@ struct BackwardParameters : Common<T> {
   Rows<T> dkey_out;         // if set, written instead: rounded
   Rows<T> dvalue_out;
   unsigned* ticket = nullptr;   // scratch
+  unsigned* added = nullptr;    // scratch, one per tile of query_sums; if set, additions have an order
   float* statistics = nullptr;  // of query_sums' tiles: lse in log2 units, then delta
 };
 

@@ -15,10 +15,26 @@ constexpr int kThreads = 256;
 
 struct RowsOfGradient {
   ConstTensorView out, dout, lse_in, dlse;
+  const double* sinks;  // [H] or null
   std::int64_t heads, seq, rows;
   float* lse;
   float* delta;
 };
+
+/// lse and delta of a row from dot(out, dout). `zero`: all of out is.
+__device__ void finish_row(const RowsOfGradient& p, std::int64_t row, double sum, bool zero) {
+  const std::int64_t i = row % p.seq;
+  const std::int64_t h = row / p.seq % p.heads;
+  const std::int64_t b = row / p.seq / p.heads;
+  const float lse = static_cast<const float*>(p.lse_in.data)[offset(p.lse_in, b, h, i)];
+  // A row that saw nothing has out 0 and does not look at dout, which may be anything there.
+  if (zero && p.sinks != nullptr && static_cast<float>(p.sinks[h]) == lse) sum = 0.0;
+  if (p.dlse.data != nullptr) {
+    sum -= static_cast<const float*>(p.dlse.data)[offset(p.dlse, b, h, i)];
+  }
+  p.delta[row] = static_cast<float>(sum);
+  p.lse[row] = backward_lse(lse);
+}
 
 /// One warp per row (b, h, i).
 __global__ void row_kernel(RowsOfGradient p) {
@@ -29,17 +45,15 @@ __global__ void row_kernel(RowsOfGradient p) {
   const std::int64_t h = row / p.seq % p.heads;
   const std::int64_t b = row / p.seq / p.heads;
   double sum = 0.0;
+  bool zero = true;
   for (std::int64_t d = lane; d < p.out.shape[3]; d += 32) {
-    sum += load(p.out.dtype, p.out.data, offset(p.out, b, i, h, d)) *
-           load(p.dout.dtype, p.dout.data, offset(p.dout, b, i, h, d));
+    const double x = load(p.out.dtype, p.out.data, offset(p.out, b, i, h, d));
+    zero = zero && x == 0.0;
+    sum += x * load(p.dout.dtype, p.dout.data, offset(p.dout, b, i, h, d));
   }
   for (int other = 16; other > 0; other /= 2) sum += __shfl_xor_sync(0xFFFFFFFFU, sum, other);
-  if (lane != 0) return;
-  if (p.dlse.data != nullptr) {
-    sum -= static_cast<const float*>(p.dlse.data)[offset(p.dlse, b, h, i)];
-  }
-  p.delta[row] = static_cast<float>(sum);
-  p.lse[row] = backward_lse(static_cast<const float*>(p.lse_in.data)[offset(p.lse_in, b, h, i)]);
+  zero = __all_sync(0xFFFFFFFFU, zero) != 0;
+  if (lane == 0) finish_row(p, row, sum, zero);
 }
 
 /// The same for 16-bit rows that can be read 16 bytes at a time, kLanes threads each. Sums of
@@ -53,6 +67,7 @@ __global__ void fast_row_kernel(RowsOfGradient p) {
   const std::int64_t h = row / p.seq % p.heads;
   const std::int64_t b = row / p.seq / p.heads;
   float sum = 0.0F;
+  int nonzero = 0;
   if (row < p.rows && lane * 8 < p.out.shape[3]) {
     const auto eight = [&](const ConstTensorView& t) {
       return __ldcs(reinterpret_cast<const uint4*>(static_cast<const T*>(t.data) +
@@ -64,17 +79,14 @@ __global__ void fast_row_kernel(RowsOfGradient p) {
     const T* c = reinterpret_cast<const T*>(&y);
 #pragma unroll
     for (int n = 0; n < 8; ++n) sum = fmaf(static_cast<float>(a[n]), static_cast<float>(c[n]), sum);
+    nonzero = ((x.x | x.y | x.z | x.w) & 0x7FFF7FFFU) != 0 ? 1 : 0;
   }
 #pragma unroll
   for (int other = kLanes / 2; other > 0; other /= 2) {
     sum += __shfl_xor_sync(0xFFFFFFFFU, sum, other);
+    nonzero |= __shfl_xor_sync(0xFFFFFFFFU, nonzero, other);
   }
-  if (row >= p.rows || lane != 0) return;
-  if (p.dlse.data != nullptr) {
-    sum -= static_cast<const float*>(p.dlse.data)[offset(p.dlse, b, h, i)];
-  }
-  p.delta[row] = sum;
-  p.lse[row] = backward_lse(static_cast<const float*>(p.lse_in.data)[offset(p.lse_in, b, h, i)]);
+  if (row < p.rows && lane == 0) finish_row(p, row, sum, nonzero == 0);
 }
 
 /// May rows of both be read 16 bytes at a time?
@@ -138,8 +150,8 @@ void preprocess(const BackwardStep& step, float* lse, float* delta) {
     if (blocks > INT32_MAX) {
       throw Error(ErrorCode::kUnsupported, "query: more than 2^34 rows x heads on one GPU");
     }
-    const RowsOfGradient given{step.out, step.dout, step.lse, step.dlse, p.query_heads,
-                               seq,      rows,      lse,      delta};
+    const RowsOfGradient given{step.out,      step.dout, step.lse, step.dlse, step.sinks,
+                               p.query_heads, seq,       rows,     lse,       delta};
     const cudaStream_t stream = native(step.stream);
     if (!fast(step.out, step.dout)) {
       row_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(given);

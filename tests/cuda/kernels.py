@@ -19,9 +19,11 @@ OPCODES = {0x9F0: "HGMMA", 0xDF0: "HGMMA", 0x308: "MUFU", 0x983: "LDL", 0x387: "
 # By pass and head_dim. Loads and stores of local memory between the first and the last wgmma: in the
 # forward those of the beginning and of the rare raise of the reference, none in a step that goes as
 # expected but for 256; in the backward two loads a step.
-SPILLS = {"forward": {64: 16, 128: 4, 256: 24}, "backward": {64: 8, 128: 8}}
+SPILLS = {"forward": {64: 16, 128: 4, 256: 24}, "backward": {64: 12, 128: 8}, "query_gradient": {256: 0},
+          "key_gradient": {256: 0}}
 # Registers that a launch may take: all of them over the threads of the block.
-REGISTERS = {"forward": {64: 128, 128: 168, 256: 168}, "backward": {64: 168, 128: 168}}
+REGISTERS = {"forward": {64: 128, 128: 168, 256: 168}, "backward": {64: 168, 128: 168}, "query_gradient": {256: 168},
+             "key_gradient": {256: 168}}
 
 
 def text_of(cubin):
@@ -50,8 +52,8 @@ def check(nvcc, source, build, path):
     if run.returncode != 0:
         return f"{path.stem}: {log}", ["does not compile"]
     faults += [f"the compiler says {code}" for code in sorted(set(re.findall(r"C75\d\d", log)))]
-    direction = path.stem.split("_")[1]
-    dim = int(re.search(r"_(\d+)_", path.stem).group(1))
+    direction, dim = re.fullmatch(r"sm90_([a-z_]+?)___.*_(\d+)_(?:true|false)", path.stem).groups()
+    dim = int(dim)
     most_registers, most_spills = REGISTERS[direction][dim], SPILLS[direction][dim]
     registers = int(re.search(r"Used (\d+) registers", log).group(1))
     if registers > most_registers:

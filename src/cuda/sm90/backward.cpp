@@ -13,22 +13,95 @@ MappedTensor dout_of(const Common<T>& p, const Rows<const T>& dout) {
   return mapped(dout, p.batch, p.schedule.queries.positions.size(), p.heads, p.value_dim);
 }
 
+/// Two sums, two tiles: so wide a head is too much for the registers of one kernel.
+constexpr bool splits(int dim) { return dim > 128; }
+
 template <class T>
-BackwardParameters<T> complete(const cuda::BackwardParameters<T>& given, int dim) {
+BackwardParameters<T> complete(const cuda::BackwardParameters<T>& given, Pass own, int groups,
+                               bool in_order = false) {
   BackwardParameters<T> p;
   static_cast<cuda::BackwardParameters<T>&>(p) = given;
-  static_cast<Traversal&>(p) = traverse(given, Pass::kBackward, backward_shape(dim).groups);
+  static_cast<Traversal&>(p) = traverse(given, own, groups, in_order);
   set_scoring(p);
   p.query_tiles = static_cast<int>(given.query_sums.count());
   p.first_run_tiles = static_cast<int>(given.query_sums.first_run_tiles());
   return p;
 }
 
+/// Boxes of so many rows.
+struct Maps {
+  CUtensorMap query, dout, key, value;
+};
+template <class T>
+cudaError_t map_all(const cuda::BackwardParameters<T>& p, int query_rows, int key_rows,
+                    Maps& maps) {
+  cudaError_t error = map_tensor(query_of(p), query_rows, maps.query);
+  if (error == cudaSuccess) error = map_tensor(dout_of(p, p.dout), query_rows, maps.dout);
+  if (error == cudaSuccess) error = map_tensor(key_of(p), key_rows, maps.key);
+  if (error == cudaSuccess) error = map_tensor(value_of(p), key_rows, maps.value);
+  return error;
+}
+
+template <class T>
+using Launch = cudaError_t (*)(const BackwardParameters<T>&, const CUtensorMap&, const CUtensorMap&,
+                               const CUtensorMap&, const CUtensorMap&, cudaStream_t);
+
+template <class T>
+cudaError_t start(const BackwardParameters<T>& p, int query_rows, int key_rows, Launch<T> uncapped,
+                  Launch<T> capped, cudaStream_t stream) {
+  if (p.tiles == 0) return cudaSuccess;
+  Maps maps;
+  cudaError_t error = map_all(p, query_rows, key_rows, maps);
+  if (error == cudaSuccess && p.drawn) {
+    error = cudaMemsetAsync(p.ticket, 0, sizeof(unsigned), stream);
+  }
+  if (error != cudaSuccess) return error;
+  return (p.cap == 0.0F ? uncapped : capped)(p, maps.query, maps.dout, maps.key, maps.value,
+                                             stream);
+}
+
+/// One kernel for all three gradients; dQ is added up in memory and rounded by another at the end.
+template <class T, int kDim>
+cudaError_t at_once(const cuda::BackwardParameters<T>& given, cudaStream_t stream) {
+  constexpr BackwardShape kShape = backward_shape(kDim);
+  const std::int64_t heads = static_cast<std::int64_t>(given.batch) * given.heads;
+  cudaError_t error = cudaSuccess;
+  if (given.first) {
+    error = cudaMemsetAsync(given.dquery_sum, 0, heads * given.query_sums.floats() * sizeof(float),
+                            stream);
+  }
+  const bool in_order = given.added != nullptr;
+  if (error == cudaSuccess && in_order) {
+    error = cudaMemsetAsync(given.added, 0, heads * given.query_sums.count() * sizeof(unsigned),
+                            stream);
+  }
+  if (error == cudaSuccess) {
+    error = start<T>(complete(given, Pass::kBackward, kShape.groups, in_order), kShape.queries,
+                     kShape.groups * kGroupRows, launch_backward<T, kDim, false>,
+                     launch_backward<T, kDim, true>, stream);
+  }
+  if (error != cudaSuccess || !given.last) return error;
+  return finish_queries<T>({given.query_sums, heads, given.heads, given.head_dim, given.dquery_sum,
+                            given.scale, given.dquery, given.dquery32},
+                           stream);
+}
+
+/// A kernel for dQ and one for dK and dV.
+template <class T, int kDim>
+cudaError_t in_two(const cuda::BackwardParameters<T>& given, cudaStream_t stream) {
+  const cudaError_t error =
+      start<T>(complete(given, Pass::kForward, 2), 2 * kGroupRows, kSplitTile,
+               launch_query_gradient<T, kDim, false>, launch_query_gradient<T, kDim, true>, stream);
+  if (error != cudaSuccess) return error;
+  return start<T>(complete(given, Pass::kBackward, 1), kSplitTile, kGroupRows,
+                  launch_key_gradient<T, kDim, false>, launch_key_gradient<T, kDim, true>, stream);
+}
+
 }  // namespace
 
-bool takes_backward(const Problem& p, bool deterministic) {
-  return !deterministic && takes(p) && kernel_dim(p.head_dim, p.value_dim) <= 128;
-}
+bool takes_backward(const Problem& p) { return takes(p); }
+
+bool adds_queries(const Problem& p) { return !splits(kernel_dim(p.head_dim, p.value_dim)); }
 
 TileShape backward_tiles(const Problem& p) {
   return {backward_shape(kernel_dim(p.head_dim, p.value_dim)).queries, kGroupRows};
@@ -41,10 +114,11 @@ QueryTiles query_tiles(const Problem& p, const Positions& queries) {
 
 template <class T>
 bool takes(const cuda::BackwardParameters<T>& p) {
-  const BackwardShape shape = backward_shape(kernel_dim(p.head_dim, p.value_dim));
-  // Padding may hold anything, and what is not finite times a weight of 0 is not 0: with segment
-  // ids the kernels that look at every number are needed.
-  return p.schedule.query_segments.ids == nullptr && p.schedule.queries.size == shape.queries &&
+  const int dim = kernel_dim(p.head_dim, p.value_dim);
+  const BackwardShape shape = backward_shape(dim);
+  const bool anything =
+      p.schedule.queries.positions.size() > 0 && p.schedule.keys.positions.size() > 0;
+  return (anything || !splits(dim)) && p.schedule.queries.size == shape.queries &&
          p.schedule.keys.size == kGroupRows && rows_fit(p) && can_map(query_of(p)) &&
          can_map(key_of(p)) && can_map(value_of(p)) && can_map(dout_of(p, p.dout)) &&
          (p.dquery.data == nullptr || p.dquery.aligned);
@@ -58,38 +132,12 @@ cudaError_t prepare_backward(const cuda::BackwardParameters<T>& p, cudaStream_t 
 }
 
 template <class T>
-cudaError_t backward(const cuda::BackwardParameters<T>& given, cudaStream_t stream) {
-  const int dim = kernel_dim(given.head_dim, given.value_dim);
-  const BackwardShape shape = backward_shape(dim);
-  const BackwardParameters<T> p = complete(given, dim);
-  const std::int64_t heads = static_cast<std::int64_t>(p.batch) * p.heads;
-  cudaError_t error = cudaSuccess;
-  if (p.first) {
-    error = cudaMemsetAsync(p.dquery_sum, 0, heads * p.query_sums.floats() * sizeof(float), stream);
+cudaError_t backward(const cuda::BackwardParameters<T>& p, cudaStream_t stream) {
+  switch (kernel_dim(p.head_dim, p.value_dim)) {
+    case 64: return at_once<T, 64>(p, stream);
+    case 128: return at_once<T, 128>(p, stream);
+    default: return in_two<T, 256>(p, stream);
   }
-  if (error == cudaSuccess && p.tiles > 0) {
-    CUtensorMap query;
-    CUtensorMap dout;
-    CUtensorMap key;
-    CUtensorMap value;
-    error = map_tensor(query_of(p), shape.queries, query);
-    if (error == cudaSuccess) error = map_tensor(dout_of(p, p.dout), shape.queries, dout);
-    if (error == cudaSuccess) error = map_tensor(key_of(p), shape.groups * kGroupRows, key);
-    if (error == cudaSuccess) error = map_tensor(value_of(p), shape.groups * kGroupRows, value);
-    if (error == cudaSuccess && p.drawn) {
-      error = cudaMemsetAsync(p.ticket, 0, sizeof(unsigned), stream);
-    }
-    if (error != cudaSuccess) return error;
-    const auto run = [&]<int kDim>() {
-      return p.cap == 0.0F ? launch_backward<T, kDim, false>(p, query, dout, key, value, stream)
-                           : launch_backward<T, kDim, true>(p, query, dout, key, value, stream);
-    };
-    error = dim == 64 ? run.template operator()<64>() : run.template operator()<128>();
-  }
-  if (error != cudaSuccess || !p.last) return error;
-  return finish_queries<T>(
-      {p.query_sums, heads, p.heads, p.head_dim, p.dquery_sum, p.scale, p.dquery, p.dquery32},
-      stream);
 }
 
 template bool takes<__nv_bfloat16>(const cuda::BackwardParameters<__nv_bfloat16>&);

@@ -5,11 +5,14 @@
 // transposed: rows are keys. One block per multiprocessor, alive until there are no more keys.
 #pragma once
 
+#include "cuda/sm90/add_queries.cuh"
 #include "cuda/sm90/backward_layout.cuh"
 #include "cuda/sm90/gradient_rows.cuh"
+#include "cuda/sm90/padding.cuh"
 #include "cuda/sm90/persistent.cuh"
 #include "cuda/sm90/products.cuh"
 #include "cuda/sm90/softmax.cuh"
+#include "cuda/sm90/step_reader.cuh"
 
 namespace ringattn::cuda::sm90 {
 
@@ -34,7 +37,8 @@ RINGATTN_DEVICE void fetch_backward(const BackwardParameters<T>& p, std::uint32_
     if ((e.info & kHasOthers) == 0) continue;
     const int head = e.head_batch & 0xFFFF;
     const int batch = e.head_batch >> 16;
-    const int tile = query_tile<T, Layout::kQueries>(p, e.other_row, e.head_batch);
+    const int tile =
+        query_tile<T, Layout::kQueries>(p, p.other_counts[0], e.other_row, e.head_batch);
 #pragma unroll 1
     for (int step = 0; step < e.info >> kStepsShift; ++step) {
       const int row = e.other_row + step * Layout::kQueries;
@@ -71,6 +75,34 @@ RINGATTN_DEVICE void fetch_backward(const BackwardParameters<T>& p, std::uint32_
   }
 }
 
+/// Clears the padding of a masked step: of its queries and their gradients, of its keys unless
+/// those are the ones `cleared` last.
+template <class T, int kDim>
+RINGATTN_DEVICE void clear_step(const BackwardParameters<T>& p, std::uint32_t base,
+                                const BitsRequest& r, int thread, int& cleared) {
+  using Layout = BackwardLayout<kDim>;
+  const auto barrier = [&](int i) { return base + Layout::kBarriers + 8 * i; };
+  const auto clear = [&]<int kRows>(std::uint32_t tile, const ShardSegments& segments,
+                                    const Positions& positions, int row, int rows) {
+    clear_padding<Layout::kPanels, kRows, 32>(base + tile, segments, r.head_batch >> 16,
+                                              positions.size(), row, rows, thread);
+  };
+  if (others_padded<false, Layout::kQueries>(p, r)) {
+    const StepStage<Layout::kShape.stages> stage(r.step_number);
+    ptx::wait(barrier(Layout::kQueryFull + stage.at), stage.parity);
+    for (int to : {Layout::kQuery, Layout::kDout}) {
+      clear.template operator()<Layout::kQueries>(
+          to + stage.at * Layout::kQueryBytes, p.schedule.query_segments,
+          p.schedule.queries.positions, r.other_row, r.columns);
+    }
+  }
+  if (cleared == r.own_number) return;
+  cleared = r.own_number;
+  ptx::wait(barrier(Layout::kKeyFull), static_cast<unsigned>(r.own_number) & 1U);
+  clear.template operator()<Layout::kRows>(Layout::kKey, p.schedule.key_segments,
+                                           p.schedule.keys.positions, r.own_row, r.rows);
+}
+
 /// What a warpgroup computes: all steps of all its rows.
 template <class T, int kDim, bool kCap>
 RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint32_t base,
@@ -102,8 +134,7 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
                                  (lane / 16 * 8 + lane % 8) * 128 +
                                  ((2 * warp + lane / 8 % 2) ^ lane % 8) * 16;
 
-  typename Layout::Steps::Ring ring;
-  typename Layout::Steps::Slots slots;
+  StepReader<Layout> reader(steps);
   Place<Layout::kShape.stages> stage;
   int own_parity = 0;
   Place<Layout::kShape.buffers> scores;  // of this step
@@ -118,33 +149,21 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
   float a[kParts][32];
   float b[kParts][32];
   float lse[16];
+  unsigned dquery_parity = 1;
   const int zero = p.tiles < 0 ? 1 : 0;  // as nobody but us knows
 
-  int info = 0;
-  int todo = 0;
   int tile = 0;  // of the current step
-  const auto take_up = [&] {
-    todo = info >> kStepsShift << 1 | (info & kMore);
-    if (lane == 0) ptx::arrive(steps.empty(ring.at));
-    ring.advance();
+  const auto tile_of = [&](int row, int head_batch) {
+    return query_tile<T, kQueries>(p, p.other_counts[0], row, head_batch);
   };
-  const auto open = [&] {
-    ptx::wait(steps.full(ring.at), ring.parity);
-    StepEntry e = steps.entry(ring.at);
-    e.info = ptx::uniform(e.info);
-    e.own_row = ptx::uniform(e.own_row);
-    e.head_batch = ptx::uniform(e.head_batch);
-    info = e.info;
-    tile = query_tile<T, kQueries>(p, ptx::uniform(e.other_row), e.head_batch);
-    take_up();
-    return e;
-  };
-  // The next entry of these rows: that it is there is known from its queries.
-  const auto next_entry = [&] {
-    const StepEntry e = steps.entry(ring.at);
-    info = ptx::uniform(e.info);
-    tile = query_tile<T, kQueries>(p, ptx::uniform(e.other_row), ptx::uniform(e.head_batch));
-    take_up();
+  const auto next_step = [&] {
+    if (reader.todo == 1) {
+      const StepEntry e = steps.entry(reader.ring.at);
+      tile = tile_of(ptx::uniform(e.other_row), ptx::uniform(e.head_batch));
+    } else {
+      ++tile;
+    }
+    reader.next();
   };
   const auto wait_queries = [&] {
     ptx::wait(barrier(Layout::kQueryFull + stage.at), stage.parity);
@@ -186,7 +205,12 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
   // A step behind: the other group may be that late. `have`: there is a step before, else the
   // result is of no use.
   const auto issue_dquery = [&](bool have) __attribute__((always_inline)) {
-    ptx::wait_bytes();  // the dQ of the step before has left
+    // The dQ of the step before has left.
+    if (p.in_order) {
+      ptx::wait(barrier(Layout::kDqueryEmpty + group), dquery_parity);
+    } else {
+      ptx::wait_bytes_read<0>();
+    }
     if (have) {
       ptx::named_sync(2 + 2 * ready.at + group, 256);
     } else {
@@ -212,7 +236,8 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
 #pragma unroll
     for (int i = 0; i < kParts; ++i) ptx::pin(b[i]);
   };
-  // The dQ of a step leaves by the copy engine, from where store_dquery puts it.
+  // The dQ of a step leaves by the copy engine, from where store_dquery puts it; in order, by the
+  // hand of add_queries().
   const std::uint32_t dquery_at = base + Layout::kDquery + group * Layout::kPartBytes;
   const auto store_dquery = [&]() __attribute__((always_inline)) {
 #pragma unroll
@@ -222,15 +247,19 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
     }
     ptx::fence_shared();
   };
+  // to_tile < 0: it is of no use.
   const auto add_dquery = [&](int to_tile) __attribute__((always_inline)) {
     if (to_tile >= 0) {
       if (lane == 0) ptx::arrive(barrier(Layout::kScoresEmpty + ready.at));
       ready.advance();
     }
     ptx::named_sync(10 + group, 128);
+    const bool mine = threadIdx.x % 128 == 0 && to_tile >= 0;
     ptx::add_bytes(p.dquery_sum + static_cast<std::int64_t>(to_tile) * (kQueries * kDim) +
                        group * QueryTiles::kPart,
-                   dquery_at, Layout::kPartBytes, threadIdx.x % 128 == 0 && to_tile >= 0);
+                   dquery_at, Layout::kPartBytes, mine && !p.in_order);
+    ptx::arrive(barrier(Layout::kDqueryFull + group), mine && p.in_order);
+    dquery_parity ^= to_tile >= 0 ? 1 : 0;
   };
   // Statistics of this thread's columns of a part; `which`: 0 lse, 1 delta. They lie as QueryTiles
   // orders columns.
@@ -286,22 +315,13 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
         a[i][16 + n] = __uint_as_float(ptx::pack<T>(b[i][2 * n], b[i][2 * n + 1]));
       }
     }
-    if ((info & kMaskedAny) != 0) {
-      if ((info & kMasked << group) != 0) {
-        ptx::wait(steps.bits_full(slots.at), slots.parity);
-        const std::uint32_t bits = steps.bits + steps.bits_bytes * slots.at + 16 * own_row;
-        const uint4 low = load_words(bits);
-        const uint4 high = load_words(bits + 128);
+    reader.hide(group, own_row, [&](uint4 low, uint4 high) {
 #pragma unroll
-        for (int i = 0; i < kParts; ++i) {
-          hide_packed(a[i], part_of(low, i), part_of(high, i));
-          hide_packed(a[i] + 16, part_of(low, i), part_of(high, i));
-        }
+      for (int i = 0; i < kParts; ++i) {
+        hide_packed(a[i], part_of(low, i), part_of(high, i));
+        hide_packed(a[i] + 16, part_of(low, i), part_of(high, i));
       }
-      __syncwarp();
-      if (lane == 0) ptx::arrive(steps.bits_empty(slots.at));
-      slots.advance();
-    }
+    });
     // For the gradients of queries, which both groups gather.
     ptx::wait(barrier(Layout::kScoresEmpty + scores.at), scores.parity ^ 1);
 #pragma unroll
@@ -316,7 +336,8 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
     scores.advance();
   };
   if (Layout::kShape.turns && group == 1) ptx::named_arrive(12, 256);
-  StepEntry now = open();
+  StepEntry now = reader.open();
+  tile = tile_of(now.other_row, now.head_batch);
   while ((now.info & kEnd) == 0) {
 #pragma unroll
     for (int i = 0; i < kDim / 2; ++i) dkey[i] = dvalue[i] = 0.0F;
@@ -324,7 +345,7 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
       ptx::wait(barrier(Layout::kKeyFull), own_parity);
       own_parity ^= 1;
       wait_queries();
-      todo -= 2;
+      reader.todo -= 2;
       issue_scores();
       issue_dweights();
       load_statistics(lse, 0, 0);
@@ -334,7 +355,7 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
       exponentiate(lse);
       differentiate(lse);
       int before = -1;
-      while (todo != 0) {
+      while (reader.todo != 0) {
         turn();
         issue_dquery(before >= 0);
         issue_dvalue();
@@ -346,12 +367,7 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
         const std::uint32_t leaving = barrier(Layout::kQueryEmpty + stage.at);
         stage.advance();
         wait_queries();
-        if (todo == 1) {
-          next_entry();
-        } else {
-          ++tile;
-        }
-        todo -= 2;
+        next_step();
         issue_dweights();
         add_dquery(before);
         before = now_tile;
@@ -389,7 +405,8 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
       stage.advance();
     }
     const StepEntry done = now;
-    now = open();
+    now = reader.open();
+    tile = tile_of(now.other_row, now.head_batch);
     const int valid = (done.info >> kRowsShift & 0xFF) - own_row;
     const int batch = done.head_batch >> 16;
     const int head = (done.head_batch & 0xFFFF) / p.group;
@@ -397,7 +414,7 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
                             done.own_row + own_row, valid, p.scale);
     store_gradient<T, kDim>(dvalue, p.dvalue_out, p.dvalue, p, p.value_dim, batch, head,
                             done.own_row + own_row, valid, 1.0F);
-    ptx::wait_bytes();  // shared memory must outlive it
+    ptx::wait_bytes_read<0>();  // shared memory must outlive it
   }
 }
 
@@ -417,7 +434,7 @@ __global__ void __launch_bounds__(BackwardLayout<kDim>::kThreads, 1)
 
   if (threadIdx.x == 0) {
     if ((base & 1023) != 0) __trap();  // swizzled tiles need it
-    steps.init_barriers(kShape.groups);
+    steps.init_barriers(kShape.groups, 2, 1);
     ptx::barrier_init(barrier(Layout::kKeyFull), 1);
     ptx::barrier_init(barrier(Layout::kKeyEmpty), 4 * kShape.groups);
     for (int i = 0; i < kShape.stages; ++i) {
@@ -426,6 +443,10 @@ __global__ void __launch_bounds__(BackwardLayout<kDim>::kThreads, 1)
     }
     for (int i = 0; i < kShape.buffers; ++i) {
       ptx::barrier_init(barrier(Layout::kScoresEmpty + i), 4 * kShape.groups);
+    }
+    for (int i = 0; i < kShape.groups; ++i) {
+      ptx::barrier_init(barrier(Layout::kDqueryFull + i), 1);
+      ptx::barrier_init(barrier(Layout::kDqueryEmpty + i), 1);
     }
     ptx::fence_barrier_init();
     ptx::prefetch_map(&query);
@@ -442,9 +463,15 @@ __global__ void __launch_bounds__(BackwardLayout<kDim>::kThreads, 1)
     if (warp == 0) {
       if (threadIdx.x == 0) fetch_backward<T, kDim>(p, base, steps, &query, &dout, &key, &value);
     } else if (warp == 1) {
-      produce_steps<false, kShape.groups, kShape.queries>(p, steps);
+      produce_steps<false, kShape.groups, kShape.queries, true>(p, steps);
+    } else if (warp == 2) {
+      const int thread = threadIdx.x % 32;
+      int cleared = -1;
+      find_bits<false, kShape.groups, 32>(p, steps, thread, [&](const BitsRequest& r) {
+        clear_step<T, kDim>(p, base, r, thread, cleared);
+      });
     } else {
-      find_bits<false, kShape.groups, 64>(p, steps, threadIdx.x - 64);
+      add_queries<T, kDim>(p, base, steps);
     }
   } else {
     ptx::request_registers<kShape.compute_registers>();

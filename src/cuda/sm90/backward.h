@@ -8,10 +8,13 @@
 namespace ringattn::cuda::sm90 {
 
 /// Do these kernels take the problem, whatever its tensors' strides are?
-bool takes_backward(const Problem& problem, bool deterministic);
+bool takes_backward(const Problem& problem);
 
 /// The tiles by which they ask the schedule.
 TileShape backward_tiles(const Problem& problem);
+
+/// Do blocks add to the same sums of dQ? Otherwise those are only needed between steps.
+bool adds_queries(const Problem& problem);
 
 /// How they keep the sums of dQ for a shard of queries.
 QueryTiles query_tiles(const Problem& problem, const Positions& queries);

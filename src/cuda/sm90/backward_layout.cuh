@@ -45,16 +45,10 @@ struct BackwardLayout {
   static constexpr int kQueryFull = kKeyFull + 2;  // queries, gradients, statistics of a stage
   static constexpr int kQueryEmpty = kQueryFull + kShape.stages;
   static constexpr int kScoresEmpty = kQueryEmpty + kShape.stages;
-  static constexpr int kBytes = kBarriers + 8 * (kScoresEmpty + kShape.buffers);
+  static constexpr int kDqueryFull = kScoresEmpty + kShape.buffers;  // a part per group
+  static constexpr int kDqueryEmpty = kDqueryFull + kShape.groups;
+  static constexpr int kBytes = kBarriers + 8 * (kDqueryEmpty + kShape.groups);
   static_assert(kBytes <= 227 * 1024);
 };
-
-/// The tile of queries that begins at a row of the shard, of all heads' tiles.
-template <class T, int kQueries>
-RINGATTN_DEVICE int query_tile(const BackwardParameters<T>& p, int row, int head_batch) {
-  const int late = row - p.other_counts[0];
-  const int tile = late >= 0 ? p.first_run_tiles + late / kQueries : row / kQueries;
-  return ((head_batch >> 16) * p.heads + (head_batch & 0xFFFF)) * p.query_tiles + tile;
-}
 
 }  // namespace ringattn::cuda::sm90

@@ -21,7 +21,7 @@ RINGATTN_DEVICE void fetch(std::uint32_t base, const typename ForwardLayout<kDim
   int held_row = -1;
   int held_head_batch = 0;
   const auto load_values = [&] {
-    if (held_row < 0) return;
+    if (held_row < 0) return;  // the first step of these rows
     const std::uint32_t full = barrier(Layout::kValueFull + values.at);
     ptx::wait(barrier(Layout::kValueEmpty + values.at), values.parity ^ 1);
     ptx::arrive_expecting(full, Layout::kTileBytes);
@@ -39,7 +39,6 @@ RINGATTN_DEVICE void fetch(std::uint32_t base, const typename ForwardLayout<kDim
     ptx::wait(steps.full(ring.at), ring.parity);
     const StepEntry e = steps.entry(ring.at);
     ptx::arrive(steps.empty(ring.at));
-    if ((e.info & kFirst) != 0 || (e.info & kEnd) != 0) load_values();
     if ((e.info & kEnd) != 0) return;
     if ((e.info & kHasOthers) == 0) continue;
     const int head = e.head_batch & 0xFFFF;
@@ -70,6 +69,10 @@ RINGATTN_DEVICE void fetch(std::uint32_t base, const typename ForwardLayout<kDim
       held_row = row;
       held_head_batch = e.head_batch;
     }
+    // Whoever finds the bits of a masked step may wait for its values; with one slot for bits the
+    // next step is not known before.
+    constexpr bool kEager = Layout::kSlots == 1;
+    if ((e.info & kMore) == 0 || (kEager && (e.info & kMaskedAny) != 0)) load_values();
   }
 }
 

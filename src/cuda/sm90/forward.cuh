@@ -7,6 +7,7 @@
 
 #include "cuda/sm90/fetch.cuh"
 #include "cuda/sm90/layout.cuh"
+#include "cuda/sm90/padding.cuh"
 #include "cuda/sm90/persistent.cuh"
 #include "cuda/sm90/products.cuh"
 #include "cuda/sm90/rows.cuh"
@@ -275,7 +276,7 @@ __global__ void __launch_bounds__(ForwardLayout<kDim>::kThreads, 1)
 
   if (threadIdx.x == 0) {
     if ((base & 1023) != 0) __trap();  // swizzled tiles need it
-    steps.init_barriers(kShape.groups);
+    steps.init_barriers(kShape.groups, 1, 2);
     ptx::barrier_init(barrier(Layout::kQueryFull), 1);
     ptx::barrier_init(barrier(Layout::kQueryEmpty), 4 * kShape.groups);
     for (int i = 0; i < kShape.stages; ++i) {
@@ -300,9 +301,18 @@ __global__ void __launch_bounds__(ForwardLayout<kDim>::kThreads, 1)
     if (warp == 0) {
       if (threadIdx.x == 0) fetch<kDim>(base, steps, p.group, &query, &key, &value);
     } else if (warp == 1) {
-      produce_steps<true, kShape.groups, kShape.columns>(p, steps);
+      produce_steps<true, kShape.groups, kShape.columns, false>(p, steps);
     } else {
-      find_bits<true, kShape.groups, 64>(p, steps, threadIdx.x - 64);
+      const int thread = threadIdx.x - 64;
+      find_bits<true, kShape.groups, 64>(p, steps, thread, [&](const BitsRequest& r) {
+        // Of the values: what keys and queries hold only reaches pairs that the bits hide.
+        if (!others_padded<true, kShape.columns>(p, r)) return;
+        const StepStage<kShape.stages> stage(r.step_number);
+        ptx::wait(barrier(Layout::kValueFull + stage.at), stage.parity);
+        clear_padding<Layout::kPanels, kShape.columns, 64>(
+            base + Layout::kValues + stage.at * Layout::kTileBytes, p.schedule.key_segments,
+            r.head_batch >> 16, p.schedule.keys.positions.size(), r.other_row, r.columns, thread);
+      });
     }
   } else {
     ptx::request_registers<kShape.compute_registers>();

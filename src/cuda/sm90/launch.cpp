@@ -27,15 +27,16 @@ int heads_per_turn(std::int64_t all, std::int64_t bytes_per_head) {
 }  // namespace
 
 Traversal traverse(const PairSchedule& s, int batch, int heads, int group, std::int64_t row_bytes,
-                   Pass pass, int groups) {
+                   Pass pass, int groups, bool in_order) {
   const bool forward = pass == Pass::kForward;
   const Positions& queries = s.queries.positions;
   const Positions& keys = s.keys.positions;
   const Positions& own = forward ? queries : keys;
   const Positions& others = forward ? keys : queries;
   Traversal p;
-  p.banded = s.interval_only() && s.mask.chunk == 0 && queries.list == nullptr &&
+  p.banded = !s.bitmap.present() && s.mask.chunk == 0 && queries.list == nullptr &&
              keys.list == nullptr && queries.stride == keys.stride;
+  p.segmented = s.query_segments.ids != nullptr;
   for (int i = 0; i < 2; ++i) {
     p.own_counts[i] = static_cast<int>(own.runs[i].count);
     p.other_counts[i] = static_cast<int>(others.runs[i].count);
@@ -52,17 +53,26 @@ Traversal traverse(const PairSchedule& s, int batch, int heads, int group, std::
       }
     }
   }
+  const auto count_tiles = [](const Tiling& tiles, int(&counts)[2]) {
+    counts[0] = static_cast<int>(ceil_div(tiles.positions.runs[0].count, tiles.size));
+    counts[1] = static_cast<int>(tiles.count());
+  };
+  count_tiles(forward ? s.queries : s.keys, p.own_tiles);
+  count_tiles(forward ? s.keys : s.queries, p.other_tiles);
   p.own_heads = forward ? heads : heads / group;
   const bool early_sees_less = s.mask.left == IntervalMask::kUnbounded && s.mask.chunk == 0 &&
                                s.mask.right != IntervalMask::kUnbounded;
-  p.late_first = forward && early_sees_less;  // early keys are seen by more
+  // Early keys are seen by more, but late ones meet their first query first: who must wait for
+  // others to add to it should not wait long.
+  p.late_first = early_sees_less && (forward || in_order);
   // Query heads share keys; queries are those of a head alone.
   const std::int64_t bytes = others.size() * row_bytes;
   const int all = batch * p.own_heads;
   p.heads_per_turn = !early_sees_less ? 1
                      : forward        ? heads_per_turn(all, ceil_div(bytes, group))
                                       : heads_per_turn(all, bytes * group);
-  p.drawn = !(p.banded && s.mask.full());
+  p.in_order = in_order;
+  p.drawn = in_order || p.segmented || !(p.banded && s.mask.full());
   p.tiles = (p.own_blocks[0] + p.own_blocks[1]) * all;
   return p;
 }

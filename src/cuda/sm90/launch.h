@@ -65,16 +65,16 @@ void set_scoring(P& p) {
 }
 
 /// What blocks of `groups` warpgroups visit: of query rows in the forward pass, of key rows in the
-/// backward.
+/// backward. in_order: blocks wait for those that began before them.
 Traversal traverse(const PairSchedule& schedule, int batch, int heads, int group,
-                   std::int64_t row_bytes, Pass pass, int groups);
+                   std::int64_t row_bytes, Pass pass, int groups, bool in_order);
 template <class T>
-Traversal traverse(const Common<T>& p, Pass pass, int groups) {
+Traversal traverse(const Common<T>& p, Pass pass, int groups, bool in_order = false) {
   // What passes by: keys and values; or queries and their gradients, sums of floats among them.
   const std::int64_t bytes = pass == Pass::kForward
                                  ? (p.head_dim + p.value_dim) * 2
                                  : (p.head_dim + p.value_dim) * 2 + p.head_dim * 4;
-  return traverse(p.schedule, p.batch, p.heads, p.group, bytes, pass, groups);
+  return traverse(p.schedule, p.batch, p.heads, p.group, bytes, pass, groups, in_order);
 }
 
 }  // namespace ringattn::cuda::sm90

@@ -34,16 +34,20 @@ struct Band32 {
 /// Which blocks of rows there are, and what they visit. Own rows are those that a block keeps
 /// (queries forward, keys backward), the others pass by.
 struct Traversal {
-  bool banded = false;  // bands say it all
-  Band32 bands[2][2];   // [own run][other run]
-  int own_counts[2];    // rows of the runs
+  bool banded = false;     // bands say it all, but for segment ids
+  bool segmented = false;  // there are segment ids
+  Band32 bands[2][2];      // [own run][other run]
+  int own_counts[2];       // rows of the runs
   int other_counts[2];
+  int own_tiles[2];  // the schedule's tiles of own rows: of the first run, of both
+  int other_tiles[2];
   int own_blocks[2];        // blocks of own rows per run
   int own_heads = 1;        // heads of the own rows
   int tiles = 0;            // blocks of own rows x heads x batch
   int heads_per_turn = 1;   // whose others stay in L2 together
   bool late_first = false;  // rows that see more come first
   bool drawn = false;       // blocks of rows are drawn by ticket: some take longer than others
+  bool in_order = false;    // sums of others are added to in the order in which blocks begin
 };
 
 template <class T>
@@ -71,6 +75,9 @@ constexpr BackwardShape backward_shape(int dim) {
   if (dim == 64) return {2, 128, 2, 2, true, 24, 240};
   return {2, 64, 2, 2, false, 24, 240};
 }
+/// Heads above 128 take two kernels, with tiles of as many queries and keys: split_layout.cuh.
+constexpr int kSplitTile = 64;
+static_assert(backward_shape(256).queries == kSplitTile);
 
 template <class T>
 struct BackwardParameters : cuda::BackwardParameters<T>, Traversal {
@@ -86,5 +93,15 @@ template <class T, int kDim, bool kCap>
 cudaError_t launch_backward(const BackwardParameters<T>& parameters, const CUtensorMap& query,
                             const CUtensorMap& dout, const CUtensorMap& key,
                             const CUtensorMap& value, cudaStream_t stream);
+
+/// The same for wider heads: dQ; dK and dV.
+template <class T, int kDim, bool kCap>
+cudaError_t launch_query_gradient(const BackwardParameters<T>& parameters, const CUtensorMap& query,
+                                  const CUtensorMap& dout, const CUtensorMap& key,
+                                  const CUtensorMap& value, cudaStream_t stream);
+template <class T, int kDim, bool kCap>
+cudaError_t launch_key_gradient(const BackwardParameters<T>& parameters, const CUtensorMap& query,
+                                const CUtensorMap& dout, const CUtensorMap& key,
+                                const CUtensorMap& value, cudaStream_t stream);
 
 }  // namespace ringattn::cuda::sm90

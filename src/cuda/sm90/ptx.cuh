@@ -22,6 +22,14 @@ RINGATTN_DEVICE void fence_barrier_init() {
 RINGATTN_DEVICE void arrive(std::uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
+/// If `mine`, without a branch.
+RINGATTN_DEVICE void arrive(std::uint32_t barrier, bool mine) {
+  asm volatile(
+      "{.reg .pred p; setp.ne.b32 p, %1, 0;\n"
+      "@p mbarrier.arrive.shared::cta.b64 _, [%0];}" ::"r"(barrier),
+      "r"(static_cast<int>(mine))
+      : "memory");
+}
 RINGATTN_DEVICE void arrive_expecting(std::uint32_t barrier, std::uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                : "memory");
@@ -91,8 +99,32 @@ RINGATTN_DEVICE void add_bytes(float* to, std::uint32_t from, std::uint32_t byte
       "r"(from), "r"(bytes), "r"(static_cast<int>(mine))
       : "memory");
 }
-/// Until what this thread has added so has been read from shared memory.
-RINGATTN_DEVICE void wait_bytes() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+/// Until all but the last kPending additions of this thread have read shared memory.
+template <int kPending>
+RINGATTN_DEVICE void wait_bytes_read() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
+}
+/// Until all but the last kPending have been done, and what this thread releases from here on comes
+/// after them.
+template <int kPending>
+RINGATTN_DEVICE void wait_bytes_added() {
+  asm volatile("cp.async.bulk.wait_group %0;\nfence.proxy.async.global;" ::"n"(kPending)
+               : "memory");
+}
+/// A counter in global memory, of several blocks: what was done before count() is seen by who has
+/// seen the count (9.7.13.15). A wait of minutes can only be a fault of ours.
+RINGATTN_DEVICE void count(unsigned* counter) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+}
+RINGATTN_DEVICE void wait_count(const unsigned* counter, unsigned wanted) {
+  unsigned seen = 0;
+  for (unsigned tries = 0;; ++tries) {
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+    if (seen >= wanted) break;
+    if (tries == 1U << 28) __trap();
+  }
+  asm volatile("fence.proxy.async.global;" ::: "memory");
+}
 
 RINGATTN_DEVICE void load_shared(float* x, std::uint32_t from) {
   asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"

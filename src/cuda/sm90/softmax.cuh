@@ -181,14 +181,20 @@ RINGATTN_DEVICE uint2 part_of(uint4 words, int part) {
   return part == 0 ? make_uint2(words.x, words.y) : make_uint2(words.z, words.w);
 }
 /// The same for 64 columns of numbers packed in pairs, to 0.
-RINGATTN_DEVICE void hide_packed(float* x, uint2 low, uint2 high) {
+template <class Word>
+RINGATTN_DEVICE void hide_packed(Word* x, uint2 low, uint2 high) {
+  static_assert(sizeof(Word) == 4);
   const int shift = 2 * (threadIdx.x % 4);
   const std::uint32_t a[2] = {low.x >> shift, low.y >> shift};
   const std::uint32_t b[2] = {high.x >> shift, high.y >> shift};
-  const auto keep = [](float& x, std::uint32_t bits) {
+  const auto keep = [](Word& x, std::uint32_t bits) {
     const std::uint32_t mask =
         ((bits & 1U) != 0 ? 0xFFFFU : 0U) | ((bits & 2U) != 0 ? 0xFFFF0000U : 0U);
-    x = __uint_as_float(__float_as_uint(x) & mask);
+    if constexpr (std::is_same_v<Word, float>) {
+      x = __uint_as_float(__float_as_uint(x) & mask);
+    } else {
+      x &= mask;
+    }
   };
 #pragma unroll
   for (int n = 0; n < 8; ++n) {

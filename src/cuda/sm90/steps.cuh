@@ -41,23 +41,37 @@ struct BitsRequest {
   int other_tile, other_row, other_index, columns;
   int runs;  // own run | other run << 1
   int head_batch;
-  int unused[3];
+  int own_number;   // of the blocks of own rows with any steps, how many came before
+  int step_number;  // of their steps
+  int unused;
 };
 
 /// Own rows [row, row + rows) of the shard, which begin at `index` of their run.
 struct OwnBlock {
   int batch, head, run, index, row, rows;
+  int place;  // among the blocks of its head, in the order in which they begin
 
   RINGATTN_DEVICE OwnBlock(const Traversal& p, int block_rows, int t) {
     const int blocks = p.own_blocks[0] + p.own_blocks[1];
     const int per_turn = p.heads_per_turn * blocks;
     const int turn = t / per_turn;
     const int in_turn = t - turn * per_turn;
-    const int place = in_turn / p.heads_per_turn;
-    const int block = p.late_first ? blocks - 1 - place : place;
+    place = in_turn / p.heads_per_turn;
     const int both = turn * p.heads_per_turn + in_turn - place * p.heads_per_turn;
     batch = both / p.own_heads;
     head = both - batch * p.own_heads;
+    set_rows(p, block_rows, place);
+  }
+  /// Another block of the same head.
+  RINGATTN_DEVICE OwnBlock(const Traversal& p, int block_rows, int batch, int head, int place)
+      : batch(batch), head(head), place(place) {
+    set_rows(p, block_rows, place);
+  }
+
+ private:
+  RINGATTN_DEVICE void set_rows(const Traversal& p, int block_rows, int place) {
+    const int blocks = p.own_blocks[0] + p.own_blocks[1];
+    const int block = p.late_first ? blocks - 1 - place : place;
     run = block < p.own_blocks[0] ? 0 : 1;
     index = (block - run * p.own_blocks[0]) * block_rows;
     row = index + run * p.own_counts[0];
@@ -89,15 +103,16 @@ struct StepShared {
   }
   static constexpr int kBarriers = 2 * kRing + 3 * kSlots;
 
-  /// By one thread. Entries are read by every computing warp and by the thread that fetches.
-  RINGATTN_DEVICE void init_barriers(int groups) const {
+  /// By one thread. Entries are read by every warp of the groups that compute and by `others`: the
+  /// thread that fetches is one. `bit_warps` find bits.
+  RINGATTN_DEVICE void init_barriers(int groups, int others, int bit_warps) const {
     for (int i = 0; i < kRing; ++i) {
       ptx::barrier_init(full(i), 1);
-      ptx::barrier_init(empty(i), 4 * groups + 1);
+      ptx::barrier_init(empty(i), 4 * groups + others);
     }
     for (int i = 0; i < kSlots; ++i) {
       ptx::barrier_init(wanted(i), 1);
-      ptx::barrier_init(bits_full(i), 2);
+      ptx::barrier_init(bits_full(i), bit_warps);
       ptx::barrier_init(bits_empty(i), 4 * groups);
     }
   }
@@ -173,6 +188,15 @@ RINGATTN_DEVICE unsigned kinds(const P& p, const OwnBlock& own, int head, int ot
       } else if (last + band.begin <= begin && end <= first + band.end) {
         kind = TileKind::kFull;
       }
+      if (p.segmented && kind != TileKind::kSkip) {
+        const ShardSegments& mine = kKeys ? p.schedule.query_segments : p.schedule.key_segments;
+        const ShardSegments& others = kKeys ? p.schedule.key_segments : p.schedule.query_segments;
+        const int own_tile =
+            own.batch * p.own_tiles[1] + own.run * p.own_tiles[0] + own.index / kGroupRows + g;
+        const int other_tile =
+            own.batch * p.other_tiles[1] + other_run * p.other_tiles[0] + tile_in_run;
+        kind = both(kind, classify(mine.bounds[own_tile], others.bounds[other_tile]));
+      }
     } else {
       const PairSchedule& s = p.schedule;
       const int mine = tiles_before<kGroupRows>(kKeys ? s.queries : s.keys, own.run) +
@@ -225,8 +249,12 @@ RINGATTN_DEVICE void prefetch_state(const ForwardParameters<T>& p, const OwnBloc
   ptx::prefetch_l2(p.acc + row * p.value_dim, own.rows * p.value_dim * 4);
 }
 
-/// By one warp: every step of this block of threads.
-template <bool kKeys, int kGroups, int kColumns, class P, class Shared>
+template <class T>
+RINGATTN_DEVICE void prefetch_state(const BackwardParameters<T>&, const OwnBlock&) {}
+
+/// By one warp: every step of this block of threads. kTogether: every group takes part in every
+/// step of its block, whether it sees anything there or not.
+template <bool kKeys, int kGroups, int kColumns, bool kTogether, class P, class Shared>
 RINGATTN_DEVICE void produce_steps(const P& p, const Shared& shared) {
   constexpr int kRows = kGroups * kGroupRows;
   constexpr unsigned kAll = (1U << kGroups) - 1;
@@ -256,35 +284,39 @@ RINGATTN_DEVICE void produce_steps(const P& p, const Shared& shared) {
       asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to + 16), "r"(r.other_row),
                    "r"(r.other_index), "r"(r.columns), "r"(r.runs)
                    : "memory");
-      asm volatile("st.shared.u32 [%0], %1;" ::"r"(to + 32), "r"(r.head_batch) : "memory");
+      asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to + 32), "r"(r.head_batch),
+                   "r"(r.own_number), "r"(r.step_number), "r"(r.unused)
+                   : "memory");
       ptx::arrive(shared.wanted(slots.at));
     }
     slots.advance();
   };
   // Rows that all take as long are dealt out in turns. Others are drawn, as late as hides the
-  // drawing: when the entry before the last has been taken up.
+  // drawing: when the entry before the last has been taken up. If blocks wait for others, even the
+  // first rows are drawn: whoever is waited for must be running.
   const auto next_tile = [&](int t) {
     if (!p.drawn) return t + static_cast<int>(gridDim.x);
     int drawn = 0;
-    if (lane == 0) {
+    if (lane == 0 && t < 0) {
+      drawn = static_cast<int>(atomicAdd(p.ticket, 1U));
+    } else if (lane == 0) {
       typename Shared::Ring before = ring;
       before.back();
       before.back();
       ptx::wait(shared.empty(before.at), before.parity);
-      drawn = static_cast<int>(gridDim.x + atomicAdd(p.ticket, 1U));
+      drawn = static_cast<int>((p.in_order ? 0 : gridDim.x) + atomicAdd(p.ticket, 1U));
     }
     return __shfl_sync(0xFFFFFFFFU, drawn, 0);
   };
 
+  int own_number = -1;
+  int step_number = -1;
 #pragma unroll 1
-  for (int t = blockIdx.x; t < p.tiles; t = next_tile(t)) {
+  for (int t = p.in_order ? next_tile(-1) : blockIdx.x; t < p.tiles; t = next_tile(t)) {
     const OwnBlock own(p, kRows, t);
-    if constexpr (kKeys) {
-      if (lane == 0) prefetch_state(p, own);
-    }
+    if (lane == 0) prefetch_state(p, own);
     int info = kFirst | own.rows << kRowsShift;
-    // The groups of a block of keys all take part in every step, for the gradients of its queries.
-    unsigned started = kKeys ? 0 : kAll;
+    unsigned started = kTogether ? kAll : 0;
     const int heads = kKeys ? 1 : p.group;
 #pragma unroll 1
     for (int turn = kKeys ? 1 : 0; kKeys ? turn >= 0 : turn < 2 * heads; turn += kKeys ? -1 : 1) {
@@ -298,9 +330,10 @@ RINGATTN_DEVICE void produce_steps(const P& p, const Shared& shared) {
       // the same time would wait for each other.
       const int count = end - begin;
       const int turned =
-          kKeys || p.drawn ? 0
-                           : static_cast<int>(static_cast<std::int64_t>(count) *
-                                              (own.index / kRows) / max(p.own_blocks[own.run], 1));
+          kKeys || p.drawn || p.in_order
+              ? 0
+              : static_cast<int>(static_cast<std::int64_t>(count) * (own.index / kRows) /
+                                 max(p.own_blocks[own.run], 1));
       // Keys backwards by number, queries forwards from the first one, 32 at a time.
 #pragma unroll 1
       for (int base = kKeys ? (end - 1) & ~31 : 0;
@@ -328,6 +361,7 @@ RINGATTN_DEVICE void produce_steps(const P& p, const Shared& shared) {
           started |= kind & kAll;
           const int masked = static_cast<int>((kind >> 16 | (started & ~kind)) & kAll) * kMasked;
           const int now = kHasOthers | masked | static_cast<int>(~started & kAll) * kSkip;
+          ++step_number;
           const int steps = held.info >> kStepsShift;
           const int next_row = held.other_row + (kKeys ? -steps : steps) * kColumns;
           if (holding && masked == 0 &&
@@ -342,19 +376,14 @@ RINGATTN_DEVICE void produce_steps(const P& p, const Shared& shared) {
           }
           held = {other_row, info | now | kStep, own.row, head_batch};
           holding = true;
+          own_number += info & kFirst ? 1 : 0;
           info &= ~kFirst;
           if (masked != 0) {
             request(
-                {own.row,
-                 own.index,
-                 own.rows,
+                {own.row, own.index, own.rows,
                  tiles_before<kColumns>(kKeys ? p.schedule.keys : p.schedule.queries, run) + tile,
-                 other_row,
-                 index,
-                 min(kColumns, p.other_counts[run] - index),
-                 own.run | run << 1,
-                 head_batch,
-                 {}});
+                 other_row, index, min(kColumns, p.other_counts[run] - index), own.run | run << 1,
+                 head_batch, own_number, step_number, 0});
           }
         }
       }
@@ -367,10 +396,44 @@ RINGATTN_DEVICE void produce_steps(const P& p, const Shared& shared) {
   request({});
 }
 
+/// Which of the 32 others from `first` on have the segment id of this thread's own row. By a warp.
+template <bool kKeys>
+RINGATTN_DEVICE std::uint32_t segment_word(const PairSchedule& s, const BitsRequest& r, int row,
+                                           int first, int columns) {
+  const int lane = threadIdx.x % 32;
+  const int batch = r.head_batch >> 16;
+  const auto ids = [&](bool of_queries) {
+    const ShardSegments& side = of_queries ? s.query_segments : s.key_segments;
+    const Positions& rows = of_queries ? s.queries.positions : s.keys.positions;
+    return side.ids + batch * rows.size();
+  };
+  const int mine = row < r.rows ? ids(kKeys)[r.own_row + row] : -1;
+  const int theirs = lane < columns ? ids(!kKeys)[r.other_row + first + lane] : -1;
+  // Few different ones: documents are long.
+  std::uint32_t word = 0;
+  unsigned left = __ballot_sync(0xFFFFFFFFU, theirs >= 0);
+#pragma unroll 1
+  while (left != 0) {
+    const int id = __shfl_sync(0xFFFFFFFFU, theirs, __ffs(static_cast<int>(left)) - 1);
+    const unsigned same = __ballot_sync(0xFFFFFFFFU, theirs == id);
+    if (same_segment(mine, id)) word = same;
+    left &= ~same;
+  }
+  return word;
+}
+
+/// Is there anything to clear in the tile of others of a request?
+template <bool kKeys, int kColumns, class P>
+RINGATTN_DEVICE bool others_padded(const P& p, const BitsRequest& r) {
+  const ShardSegments& others = kKeys ? p.schedule.key_segments : p.schedule.query_segments;
+  return r.columns < kColumns ||
+         others.bounds[(r.head_batch >> 16) * p.other_tiles[1] + r.other_tile].padding;
+}
+
 /// By the warps that find bits: 4 words of 32 columns per own row, columns beyond the tile and rows
-/// beyond the block 0.
-template <bool kKeys, int kGroups, int kThreads, class P, class Shared>
-RINGATTN_DEVICE void find_bits(const P& p, const Shared& shared, int thread) {
+/// beyond the block 0. With segment ids clear(request) comes before anyone learns the bits.
+template <bool kKeys, int kGroups, int kThreads, class P, class Shared, class Clear>
+RINGATTN_DEVICE void find_bits(const P& p, const Shared& shared, int thread, const Clear& clear) {
   constexpr int kRows = kGroups * kGroupRows;
   typename Shared::Slots slots;
 #pragma unroll 1
@@ -386,12 +449,15 @@ RINGATTN_DEVICE void find_bits(const P& p, const Shared& shared, int thread) {
                  : "=r"(r.other_row), "=r"(r.other_index), "=r"(r.columns), "=r"(r.runs)
                  : "r"(from + 16)
                  : "memory");
-    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(r.head_batch) : "r"(from + 32) : "memory");
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r.head_batch), "=r"(r.own_number), "=r"(r.step_number), "=r"(r.unused)
+                 : "r"(from + 32)
+                 : "memory");
     if (r.rows == 0) return;
     const std::uint32_t to = shared.bits + shared.bits_bytes * slots.at;
 #pragma unroll 1
-    for (int n = thread; n < kRows * 4; n += kThreads) {
-      const int row = n / 4;
+    for (int n = thread / 32; n < kRows / 8; n += kThreads / 32) {
+      const int row = n / 4 * 32 + thread % 32;
       const int first = n % 4 * 32;
       const int columns = min(r.columns - first, 32);
       std::uint32_t word = 0;
@@ -406,11 +472,26 @@ RINGATTN_DEVICE void find_bits(const P& p, const Shared& shared, int thread) {
                                      r.own_row + row, others[r.other_tile], first, columns);
         }
       }
-      asm volatile("st.shared.u32 [%0], %1;" ::"r"(to + 4 * n), "r"(word) : "memory");
+      if (p.banded && p.segmented && columns > 0) {
+        word &= segment_word<kKeys>(p.schedule, r, row, first, columns);
+      }
+      asm volatile("st.shared.u32 [%0], %1;" ::"r"(to + 16 * row + n % 4 * 4), "r"(word)
+                   : "memory");
     }
+    if (p.segmented) clear(r);
     __syncwarp();
     if (thread % 32 == 0) ptx::arrive(shared.bits_full(slots.at));
   }
+}
+
+/// The tile of queries that begins at a row of the shard, whose first run has `first_run` rows, of
+/// all heads' tiles.
+template <class T, int kQueries>
+RINGATTN_DEVICE int query_tile(const BackwardParameters<T>& p, int first_run, int row,
+                               int head_batch) {
+  const int late = row - first_run;
+  const int tile = late >= 0 ? p.first_run_tiles + late / kQueries : row / kQueries;
+  return ((head_batch >> 16) * p.heads + (head_batch & 0xFFFF)) * p.query_tiles + tile;
 }
 
 }  // namespace ringattn::cuda::sm90

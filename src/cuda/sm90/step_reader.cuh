@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+// How a warpgroup that computes follows the steps of its blocks of rows.
+#pragma once
+
+#include "cuda/sm90/softmax.cuh"
+#include "cuda/sm90/steps.cuh"
+
+namespace ringattn::cuda::sm90 {
+
+template <class Layout>
+struct StepReader {
+  typename Layout::Steps steps;
+  typename Layout::Steps::Ring ring;
+  typename Layout::Steps::Slots slots;
+  int info = 0;  // of the current entry
+  int todo = 0;  // twice what is left of it, plus 1 if another entry of these rows follows
+
+  RINGATTN_DEVICE explicit StepReader(const typename Layout::Steps& s) : steps(s) {}
+
+  /// The entry that begins the next block of rows. Not at the head of the loop over them: the wait
+  /// there costs the compiler its view of which registers wgmma may have (C7512).
+  RINGATTN_DEVICE StepEntry open() {
+    ptx::wait(steps.full(ring.at), ring.parity);
+    StepEntry e = steps.entry(ring.at);
+    e.own_row = ptx::uniform(e.own_row);
+    e.other_row = ptx::uniform(e.other_row);
+    e.head_batch = ptx::uniform(e.head_batch);
+    take_up(e.info);
+    e.info = info;
+    return e;
+  }
+  /// To the next step of these rows. That its entry is there is known from its rows.
+  RINGATTN_DEVICE void next() {
+    if (todo == 1) take_up(steps.info(ring.at));
+    todo -= 2;
+  }
+  /// The words of bits of this thread's two rows, if some of this group's pairs are hidden.
+  template <class Hide>
+  RINGATTN_DEVICE void hide(int group, int own_row, const Hide& hide) {
+    if ((info & kMaskedAny) == 0) return;
+    if ((info & kMasked << group) != 0) {
+      ptx::wait(steps.bits_full(slots.at), slots.parity);
+      const std::uint32_t from = steps.bits + steps.bits_bytes * slots.at + 16 * own_row;
+      hide(load_words(from), load_words(from + 128));
+    }
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) ptx::arrive(steps.bits_empty(slots.at));
+    slots.advance();
+  }
+
+ private:
+  RINGATTN_DEVICE void take_up(int entry) {
+    info = ptx::uniform(entry);
+    todo = info >> kStepsShift << 1 | (info & kMore);
+    if (threadIdx.x % 32 == 0) ptx::arrive(steps.empty(ring.at));
+    ring.advance();
+  }
+};
+
+}  // namespace ringattn::cuda::sm90
