@@ -84,8 +84,10 @@ void ringattn_compiled_interval(const ringattn_compiled* compiled, int64_t inter
   interval[2] = compiled->mask.interval.chunk;
 }
 
-int64_t ringattn_compiled_words(const ringattn_compiled* compiled) {
-  return compiled->mask.bitmap == nullptr ? 0 : ffi::bitmap_words(*compiled->mask.bitmap);
+int64_t ringattn_compiled_bitmap(const ringattn_compiled* compiled, ringattn_bitmap* bitmap) {
+  const BlockBitmap* there = compiled->mask.bitmap.get();
+  *bitmap = there == nullptr ? ringattn_bitmap{} : ffi::describe_bitmap(*there);
+  return ffi::bitmap_words(*bitmap);
 }
 
 void ringattn_compiled_copy(const ringattn_compiled* compiled, uint32_t* words) {

@@ -16,26 +16,7 @@ namespace {
 
 std::int64_t round_up(std::int64_t x, std::int64_t unit) { return (x + unit - 1) / unit * unit; }
 
-/// The numbers before a bitmap's arrays.
-struct BitmapHeader {
-  std::int64_t heads, query_seq, key_seq, block_rows, block_cols, blocks, mixed;
-
-  std::int64_t words() const {
-    return static_cast<std::int64_t>(sizeof(BitmapHeader) / 4) + mixed_words() + heads + blocks;
-  }
-  std::int64_t mixed_words() const { return mixed * 2; }
-};
-
-BitmapHeader header_of(const BlockBitmap& bitmap) {
-  const BitmapView view = bitmap.view();
-  return {view.heads,
-          view.query_seq,
-          view.key_seq,
-          view.block_rows,
-          view.block_cols,
-          static_cast<std::int64_t>(bitmap.blocks().size()),
-          static_cast<std::int64_t>(bitmap.mixed().size())};
-}
+constexpr std::int64_t kMixedWords = BitmapView::kBlock * 2;  // of one mixed block
 
 std::optional<float> number(double x) {
   return std::isnan(x) ? std::nullopt : std::optional(static_cast<float>(x));
@@ -87,42 +68,49 @@ Options options_of(const ringattn_config& c) {
   return o;
 }
 
-std::int64_t bitmap_words(const BlockBitmap& bitmap) { return header_of(bitmap).words(); }
-
-void write_bitmap(const BlockBitmap& bitmap, std::uint32_t* words) {
-  const BitmapHeader header = header_of(bitmap);
-  const auto put = [&](const void* data, std::size_t bytes) {
-    std::memcpy(words, data, bytes);
-    words += bytes / sizeof *words;
-  };
-  put(&header, sizeof header);
-  put(bitmap.mixed().data(), bitmap.mixed().size_bytes());
-  put(bitmap.plane_of_head().data(), bitmap.plane_of_head().size_bytes());
-  put(bitmap.blocks().data(), bitmap.blocks().size_bytes());
+ringattn_bitmap describe_bitmap(const BlockBitmap& bitmap) {
+  const BitmapView view = bitmap.view();
+  return {view.heads,
+          view.query_seq,
+          view.key_seq,
+          view.block_rows,
+          view.block_cols,
+          static_cast<std::int64_t>(bitmap.blocks().size()),
+          bitmap.mixed_blocks()};
 }
 
-BitmapView read_bitmap(const std::uint32_t* words, std::int64_t count) {
-  BitmapHeader h{};
-  if (count * 4 < static_cast<std::int64_t>(sizeof h)) invalid("mask: expected a bitmap");
-  std::memcpy(&h, words, sizeof h);
-  const std::array<std::int64_t, 7> numbers = {h.heads,      h.query_seq, h.key_seq, h.block_rows,
-                                               h.block_cols, h.blocks,    h.mixed};
+std::int64_t bitmap_words(const ringattn_bitmap& b) {
+  return b.mixed * kMixedWords + b.heads + b.blocks;
+}
+
+void write_bitmap(const BlockBitmap& bitmap, std::uint32_t* words) {
+  const auto put = [&](auto array) {
+    std::memcpy(words, array.data(), array.size_bytes());
+    words += array.size_bytes() / sizeof *words;
+  };
+  put(bitmap.mixed());
+  put(bitmap.plane_of_head());
+  put(bitmap.blocks());
+}
+
+BitmapView read_bitmap(const ringattn_bitmap& b, const std::uint32_t* words, std::int64_t count) {
+  const std::array<std::int64_t, 7> numbers = {b.heads,      b.query_seq, b.key_seq, b.block_rows,
+                                               b.block_cols, b.blocks,    b.mixed};
   const bool small = std::all_of(numbers.begin(), numbers.end(), [](std::int64_t n) {
     return 0 <= n && n < std::int64_t{1} << 40;
   });
-  if (!small || h.words() != count) {
+  if (!small || bitmap_words(b) != count) {
     invalid("mask: expected a bitmap of " + std::to_string(count) + " words, got another one");
   }
   BitmapView view;
-  const auto* after = words + sizeof h / 4;
-  view.mixed = reinterpret_cast<const std::uint64_t*>(after);
-  view.plane_of_head = reinterpret_cast<const std::int32_t*>(after + h.mixed_words());
-  view.blocks = view.plane_of_head + h.heads;
-  view.heads = h.heads;
-  view.query_seq = h.query_seq;
-  view.key_seq = h.key_seq;
-  view.block_rows = h.block_rows;
-  view.block_cols = h.block_cols;
+  view.mixed = reinterpret_cast<const std::uint64_t*>(words);
+  view.plane_of_head = reinterpret_cast<const std::int32_t*>(words + b.mixed * kMixedWords);
+  view.blocks = view.plane_of_head + b.heads;
+  view.heads = b.heads;
+  view.query_seq = b.query_seq;
+  view.key_seq = b.key_seq;
+  view.block_rows = b.block_rows;
+  view.block_cols = b.block_cols;
   return view;
 }
 

@@ -22,12 +22,15 @@ Options options_of(const ringattn_config& config);
 
 Layout layout_of(std::int64_t layout);
 
-/// A bitmap as one array of 32-bit words: a header of 64-bit numbers, then its three arrays.
-std::int64_t bitmap_words(const BlockBitmap& bitmap);
+/// A bitmap's three arrays as one of 32-bit words, which may lie where the host cannot read them;
+/// and the numbers that say what is where.
+ringattn_bitmap describe_bitmap(const BlockBitmap& bitmap);
+std::int64_t bitmap_words(const ringattn_bitmap& bitmap);
 void write_bitmap(const BlockBitmap& bitmap, std::uint32_t* words);
 
 /// Borrows `count` words that write_bitmap wrote. Throws kInvalidArgument if they cannot be that.
-BitmapView read_bitmap(const std::uint32_t* words, std::int64_t count);
+BitmapView read_bitmap(const ringattn_bitmap& bitmap, const std::uint32_t* words,
+                       std::int64_t count);
 
 /// Where the parts of one batch row of a travelling message begin, in words. K, V, segment ids
 /// and positions of one batch row lie together, so that messages of several can be one array. The

@@ -19,7 +19,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a struct, a function or the operands of a handler change. */
-#define RINGATTN_ABI 3
+#define RINGATTN_ABI 4
 
 enum {
   RINGATTN_OK = 0,
@@ -103,8 +103,18 @@ RINGATTN_EXPORT int32_t ringattn_compile(const ringattn_mask* mask, int64_t head
 /* left, right, chunk. */
 RINGATTN_EXPORT void ringattn_compiled_interval(const ringattn_compiled* compiled,
                                                 int64_t interval[3]);
-/* Words of the bitmap as handlers want it; 0: there is none. */
-RINGATTN_EXPORT int64_t ringattn_compiled_words(const ringattn_compiled* compiled);
+/* What is where in the bitmap's words: mixed blocks, of 64 rows of 64 bits; the plane of each head;
+ * the kind of every block of every plane. Only 8-byte fields. */
+typedef struct ringattn_bitmap {
+  int64_t heads;
+  int64_t query_seq, key_seq;
+  int64_t block_rows, block_cols;
+  int64_t blocks, mixed;
+} ringattn_bitmap;
+
+/* Fills `bitmap` and returns how many words it has, as handlers want it; 0: there is none. */
+RINGATTN_EXPORT int64_t ringattn_compiled_bitmap(const ringattn_compiled* compiled,
+                                                 ringattn_bitmap* bitmap);
 RINGATTN_EXPORT void ringattn_compiled_copy(const ringattn_compiled* compiled, uint32_t* words);
 RINGATTN_EXPORT void ringattn_compiled_free(ringattn_compiled* compiled);
 
@@ -150,6 +160,8 @@ RINGATTN_EXPORT const char* ringattn_version(void);
 /* The minor version of the XLA FFI headers that the handlers were compiled with. A runtime whose
  * own is smaller must not be given them. */
 RINGATTN_EXPORT int32_t ringattn_xla_ffi_minor(void);
+/* 1 if there are kernels for NVIDIA GPUs in it. */
+RINGATTN_EXPORT int32_t ringattn_has_cuda(void);
 
 #ifdef __cplusplus
 } /* extern "C" */

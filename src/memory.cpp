@@ -69,7 +69,7 @@ class HostMemory final : public Memory {
 
   void copy_positions(const ConstTensorView& view, std::int64_t* out, Stream) const override {
     for (std::int64_t i = 0; i < view.dim(0); ++i) {
-      out[i] = load_position(view.dtype, view.data, offset(view, i));
+      out[i] = schedulable(load_position(view.dtype, view.data, offset(view, i)));
     }
   }
 

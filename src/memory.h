@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <span>
 
@@ -14,6 +15,12 @@
 #include "schedule.h"
 
 namespace ringattn {
+
+/// A position as schedules may have it: they need room for the one behind it. Calls from C++ are
+/// checked where the host can read them; on a device, and from other front ends, it is bent.
+RINGATTN_HOST_DEVICE constexpr std::int64_t schedulable(std::int64_t position) {
+  return position < INT64_MAX ? position : INT64_MAX - 1;
+}
 
 class Memory {
  public:
@@ -50,7 +57,7 @@ class Memory {
   /// Copies a strided int32 [B, rows] view to contiguous memory.
   virtual void copy_ids(const ConstTensorView& view, std::int32_t* out, Stream stream) const = 0;
 
-  /// Copies an int32 or int64 [rows] view to contiguous int64.
+  /// Copies an int32 or int64 [rows] view to contiguous int64, schedulable().
   virtual void copy_positions(const ConstTensorView& view, std::int64_t* out,
                               Stream stream) const = 0;
 

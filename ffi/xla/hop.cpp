@@ -1,20 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "xla/hop.h"
 
-#include <cstring>
 #include <string>
 
 #include "bind.h"
-#include "memory.h"
 #include "xla/failures.h"
 
 namespace ringattn::ffi {
 namespace {
 
 bool has(const ringattn_config& config, std::int64_t flag) { return (config.flags & flag) != 0; }
-
-/// Positions may be anything at run time; the schedule needs room for position + 1.
-std::int64_t tame(std::int64_t position) { return std::min(position, INT64_MAX - 1); }
 
 void require_rows(const char* argument, std::int64_t expected, std::int64_t got) {
   if (expected == got) return;
@@ -44,44 +39,51 @@ HopOperands::HopOperands(Operands& in, const ringattn_config& config, const HopA
 }
 
 Hop::Hop(Pass pass, const ringattn_config& config, const HopAttributes& hop,
-         const HopOperands& operands, const std::vector<std::int64_t>& at, Executor& executor,
-         std::span<std::byte> state)
-    : executor_(executor), query_(operands.query.view(at)), state_(state) {
+         const HopOperands& operands, const std::vector<std::int64_t>& at, Place& place,
+         std::span<std::byte> state, bool own_sums)
+    : place_(place), query_(operands.query.view(at)), state_(state) {
   Options options = options_of(config);
-  options.executor = std::shared_ptr<Executor>(std::shared_ptr<void>(), &executor);
+  options.executor = std::shared_ptr<Executor>(std::shared_ptr<void>(), &place.executor());
   const int world = static_cast<int>(config.world);
-  const int rank = *static_cast<const std::int32_t*>(operands.rank.data(at));
+  const int rank = world == 1 ? 0 : *static_cast<const std::int32_t*>(operands.rank.data(at));
   fail_if_asked(rank, static_cast<int>(hop.offset));
-  plan_.emplace(problem_of(config, query_.dim(0)), options, rank, world, true);
+  Problem problem = problem_of(config, query_.dim(0));
+  problem.device = place.device();
+  plan_.emplace(problem, options, rank, world, true);
   owner_ = owner_at(rank, static_cast<int>(hop.offset), world);
   require_rows("query", plan_->query_rows(rank).size(), query_.dim(1));
 
   schedule_ = plan_->pair_schedule(pass, rank, owner_);
   if (operands.bitmap.present()) {
-    schedule_.bitmap = read_bitmap(static_cast<const std::uint32_t*>(operands.bitmap.data(at)),
-                                   operands.bitmap.elements());
+    schedule_.bitmap =
+        read_bitmap(hop.bitmap, static_cast<const std::uint32_t*>(operands.bitmap.data(at)),
+                    operands.bitmap.elements());
   }
-  live_ = plan_->options().explicit_positions ||
-          schedule_.live(query_.dim(0), plan_->problem().query_heads);
-  if (!live_ && hop.first == 0 && hop.last == 0) return;
+  if (hop.first == 0 && hop.last == 0) {  // the others have more to do than what is visible
+    live_ = plan_->options().explicit_positions ||
+            schedule_.live(query_.dim(0), plan_->problem().query_heads);
+    if (!live_) return;
+  }
 
   const std::int64_t keys = plan_->key_rows(owner_).size();
   const auto carve = [&](Carver& carver) {
     workspace_ = carve_step(*plan_, pass, carver);
     if (state.empty()) workspace_.state = carver.take(plan_->backend().state_bytes(*plan_, pass));
+    if (own_sums) own_sums_ = carver.take(plan_->sums_bytes(owner_)).data();
+    head_sinks_ = carver.take_array<double>(config.query_heads);
+    head_dsinks_ = carver.take_array<double>(config.query_heads);
     find_block(config, operands, at, carver);
   };
   Carver measure;
   carve(measure);
-  scratch_.emplace(measure.used());
-  Carver carver(scratch_->span());
+  Carver carver(place.scratch(measure.used()));
   carve(carver);
   require_rows("key", keys, block_.key.dim(1));
   if (state.empty()) state_ = workspace_.state;
 
   bind_queries(*plan_, operands.query_ids.view(at), operands.query_positions.view(at), workspace_,
-               {}, schedule_);
-  bind_keys(*plan_, owner_, block_, workspace_, {}, schedule_);
+               place.stream(), schedule_);
+  bind_keys(*plan_, owner_, block_, workspace_, place.stream(), schedule_);
 }
 
 /// Where K and V lie; ids and positions are copied to scratch, as schedules want them. Without
@@ -113,15 +115,12 @@ void Hop::find_block(const ringattn_config& config, const HopOperands& operands,
   }
   if (has(config, RINGATTN_SEGMENT_IDS)) {
     auto* copy = carver.take_array<std::int32_t>(p.batch * rows);
-    if (copy != nullptr) host_memory().copy_ids(ids, copy, {});
+    if (copy != nullptr) place_.memory().copy_ids(ids, copy, place_.stream());
     block_.ids = copy;
   }
   if (has(config, RINGATTN_POSITIONS)) {
     auto* copy = carver.take_array<std::int64_t>(rows);
-    if (copy != nullptr) {
-      host_memory().copy_positions(positions, copy, {});
-      std::transform(copy, copy + rows, copy, tame);
-    }
+    if (copy != nullptr) place_.memory().copy_positions(positions, copy, place_.stream());
     block_.positions = copy;
   }
 }
@@ -133,10 +132,15 @@ std::size_t Hop::key_sums_bytes() const {
          sizeof(float);
 }
 
-StepContext Hop::context(const double* sinks, const HopAttributes& hop) const {
-  return {*plan_, schedule_,      query_,        block_.key,         block_.value,
-          sinks,  hop.first != 0, hop.last != 0, workspace_.backend, executor_,
-          {},     state_};
+StepContext Hop::context(const ConstTensorView& sinks, const HopAttributes& hop) const {
+  const double* logits = sinks.present() ? head_sinks_ : nullptr;
+  if (sinks.present()) {
+    place_.memory().combine_sinks(sinks, plan_->problem().query_heads, head_sinks_,
+                                  place_.stream());
+  }
+  return {*plan_,          schedule_,      query_,        block_.key,         block_.value,
+          logits,          hop.first != 0, hop.last != 0, workspace_.backend, place_.executor(),
+          place_.stream(), state_};
 }
 
 }  // namespace ringattn::ffi

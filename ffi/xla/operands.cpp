@@ -33,9 +33,9 @@ Element element_of(const char* name, xla::ffi::DataType type) {
 
 }  // namespace
 
-Operand::Operand(const char* name, const xla::ffi::AnyBuffer& buffer, std::size_t lead,
-                 std::size_t rank)
-    : data_(static_cast<std::byte*>(buffer.untyped_data())), lead_(lead) {
+Operand::Operand(const char* name, Device device, const xla::ffi::AnyBuffer& buffer,
+                 std::size_t lead, std::size_t rank)
+    : data_(static_cast<std::byte*>(buffer.untyped_data())), device_(device), lead_(lead) {
   const auto dims = buffer.dimensions();
   if (dims.size() != lead + rank) {
     broken(std::string(name) + " has " + std::to_string(dims.size()) + " dimensions, expected " +
@@ -67,6 +67,7 @@ TensorView Operand::view(const std::vector<std::int64_t>& at) const {
   if (!present()) return view;
   view.data = data(at);
   view.dtype = dtype_;
+  view.device = device_;
   view.rank = static_cast<int>(dims_.size() - lead_);
   std::int64_t stride = 1;
   for (std::size_t d = dims_.size() - lead_; d-- > 0;) {
@@ -77,8 +78,8 @@ TensorView Operand::view(const std::vector<std::int64_t>& at) const {
   return view;
 }
 
-Operands::Operands(xla::ffi::RemainingArgs args, xla::ffi::RemainingRets rets)
-    : args_(args), rets_(rets) {
+Operands::Operands(Device device, xla::ffi::RemainingArgs args, xla::ffi::RemainingRets rets)
+    : device_(device), args_(args), rets_(rets) {
   // The first operand is the query, [..., B, Sq, H, D].
   const auto query = args_.get<xla::ffi::AnyBuffer>(0);
   if (!query.has_value() || query->dimensions().size() < 4) broken("expected a query");
@@ -88,7 +89,7 @@ Operands::Operands(xla::ffi::RemainingArgs args, xla::ffi::RemainingRets rets)
 Operand Operands::take(const char* name, std::size_t rank) {
   const auto buffer = args_.get<xla::ffi::AnyBuffer>(taken_++);
   if (!buffer.has_value()) broken(std::string("no operand ") + name);
-  Operand operand(name, *buffer, lead(), rank);
+  Operand operand(name, device_, *buffer, lead(), rank);
   for (std::size_t d = 0; d < lead(); ++d) {
     const std::int64_t size = operand.dims()[d];
     if (sizes_[d] != size && sizes_[d] != 1 && size != 1) broken(std::string(name) + ": batches");
@@ -101,13 +102,13 @@ Operand Operands::take_common_if(bool there, const char* name) {
   if (!there) return {};
   const auto buffer = args_.get<xla::ffi::AnyBuffer>(taken_++);
   if (!buffer.has_value()) broken(std::string("no operand ") + name);
-  return Operand(name, *buffer, 0, 0);
+  return Operand(name, device_, *buffer, 0, 0);
 }
 
 Operand Operands::next_result(const char* name, std::size_t lead, std::size_t rank) {
   auto buffer = rets_.get<xla::ffi::AnyBuffer>(given_++);
   if (!buffer.has_value()) broken(std::string("no result ") + name);
-  Operand operand(name, **buffer, lead, rank);
+  Operand operand(name, device_, **buffer, lead, rank);
   for (std::size_t d = 0; d < lead; ++d) {
     if (operand.dims()[d] != sizes_[d]) broken(std::string(name) + ": batches of the result");
   }

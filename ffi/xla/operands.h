@@ -19,7 +19,8 @@ class Operand {
   Operand() = default;
 
   /// Throws kInternal if the buffer has another rank than `lead` leading dimensions and `rank`.
-  Operand(const char* name, const xla::ffi::AnyBuffer& buffer, std::size_t lead, std::size_t rank);
+  Operand(const char* name, Device device, const xla::ffi::AnyBuffer& buffer, std::size_t lead,
+          std::size_t rank);
 
   bool present() const { return data_ != nullptr || !dims_.empty(); }
   std::int64_t dim(std::size_t d) const { return dims_[lead_ + d]; }
@@ -39,6 +40,7 @@ class Operand {
 
  private:
   std::byte* data_ = nullptr;
+  Device device_ = Device::kCpu;
   DType dtype_ = DType::kFloat32;
   std::int64_t width_ = 0;  // bytes of an element
   std::size_t lead_ = 0;
@@ -49,7 +51,7 @@ class Operand {
 /// Takes operands, then results, in the order in which the front end lists them.
 class Operands {
  public:
-  Operands(xla::ffi::RemainingArgs args, xla::ffi::RemainingRets rets);
+  Operands(Device device, xla::ffi::RemainingArgs args, xla::ffi::RemainingRets rets);
 
   Operand take(const char* name, std::size_t rank);
   Operand take_if(bool there, const char* name, std::size_t rank) {
@@ -86,6 +88,7 @@ class Operands {
   std::size_t lead() const { return sizes_.size(); }
   Operand next_result(const char* name, std::size_t lead, std::size_t rank);
 
+  Device device_;
   xla::ffi::RemainingArgs args_;
   xla::ffi::RemainingRets rets_;
   std::size_t taken_ = 0;

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ._library import LAYOUTS, positions, version
+from ._library import LAYOUTS, platforms, positions, version
 
-__all__ = ["LAYOUTS", "__version__", "get_cmake_dir", "get_include", "order", "positions"]
+__all__ = [
+    "LAYOUTS", "__version__", "get_cmake_dir", "get_include", "order", "platforms", "positions",
+]  # fmt: skip
 __version__ = version()
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ._library import ABI, Config, library
+from ._library import ABI, Bitmap, Config, library
 from ._partition import Partition, automatic
 
 TARGETS = {
@@ -27,11 +27,13 @@ TARGETS = {
     "agree": f"ringattn_v{ABI}_agree",
 }
 _SYMBOLS = {"forward": "forward_hop", "backward": "backward_hop", "agree": "agree"}
+_NO_BITMAP = Bitmap().words()
 
 
 @functools.cache
 def register() -> None:
-    """Makes the handlers known to XLA, at the first use.
+    """Makes the handlers known to XLA, at the first use; on GPUs those that refuse, in a build
+    without CUDA. JAX keeps them for a platform that is not there yet.
 
     A handler that is newer than the runtime would cost the user the whole CPU backend: ask first.
     """
@@ -43,10 +45,15 @@ def register() -> None:
             f"ringattn: built for XLA FFI 0.{library().ringattn_xla_ffi_minor()}, but jaxlib "
             f"{jax.lib.__version__} has 0.{runtime}; install jax >= 0.8"
         )
+
+    def handler(name: str) -> Any:
+        return jax.ffi.pycapsule(getattr(library(), f"ringattn_xla_{name}"))
+
     for kind, name in TARGETS.items():
-        symbol = getattr(library(), f"ringattn_xla_{_SYMBOLS[kind]}")
-        symbol.restype = ctypes.c_void_p
-        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(symbol), platform="cpu")
+        jax.ffi.register_ffi_target(name, handler(_SYMBOLS[kind]), platform="cpu")
+    for kind in ("forward", "backward"):
+        stages = {"instantiate": handler("cuda_check"), "execute": handler(f"cuda_{_SYMBOLS[kind]}")}
+        jax.ffi.register_ffi_target(TARGETS[kind], stages, platform="CUDA")
 
 
 def varying(x: jax.Array) -> frozenset:
@@ -102,15 +109,17 @@ def hop(
     operands: dict[str, jax.Array],
     results: dict[str, tuple[tuple, Any]],
     config: Config,
-    heads_alike: bool,
+    mask: Any,
     **attributes: Any,
 ) -> dict[str, jax.Array]:
     """Calls a handler, which takes operands and results in this order.
 
     The state, if one comes in and goes out, is updated where it lies. Status and gate are one
-    number for the whole call. `heads_alike`: the mask does not tell heads apart.
+    number for the whole call. `mask`: a CompiledMask or None.
     """
     register()
+    heads_alike = mask is None or mask.heads_alike
+    bitmap = _NO_BITMAP if mask is None else mask.bitmap_numbers
     dtypes = {name: dtype for name, (_, dtype) in results.items()}
     names = list(operands)
     in_place = "state" in operands and "state" in results
@@ -122,9 +131,8 @@ def hop(
         ffi = jax.ffi.ffi_call(TARGETS[kind], types, input_output_aliases=aliases)
         rank = xs["sinks"].ndim - like.ndim + 4 if "sinks" in xs else 0
         numbers = {name: np.int64(x) for name, x in attributes.items()}
-        return dict(
-            zip(shapes, ffi(*xs.values(), config=config.words(), sinks_rank=np.int64(rank), **numbers))
-        )
+        numbers |= {"config": config.words(), "bitmap": bitmap, "sinks_rank": np.int64(rank)}
+        return dict(zip(shapes, ffi(*xs.values(), **numbers)))
 
     def build(lead: tuple) -> Any:
         @jax.custom_batching.custom_vmap

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-ABI = 3
+ABI = 4
 LAYOUTS = ("contiguous", "zigzag", "striped")
 UNBOUNDED = 2**63 - 1
 NONE = float("nan")  # a float that is not given; one object, so that equal configs are equal
@@ -59,6 +59,21 @@ class _Config(ctypes.Structure):
 
 class _Error(ctypes.Structure):
     _fields_ = [("code", ctypes.c_int32), ("message", ctypes.c_char * 2044)]
+
+
+class Bitmap(ctypes.Structure):
+    """``ringattn_bitmap``: what is where in the words of a mask."""
+
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in (
+            "heads", "query_seq", "key_seq", "block_rows", "block_cols", "blocks", "mixed",
+        )
+    ]  # fmt: skip
+
+    def words(self) -> np.ndarray:
+        """As handlers take it."""
+        return np.frombuffer(bytes(self), np.int64)
 
 
 class Sizes(ctypes.Structure):
@@ -119,10 +134,10 @@ def library() -> ctypes.CDLL:
     lib.ringattn_version.restype = ctypes.c_char_p
     lib.ringattn_positions.restype = ctypes.c_int64
     lib.ringattn_positions.argtypes = [ctypes.c_int64] * 4 + [ctypes.c_void_p, ctypes.c_int64]
-    lib.ringattn_compiled_words.restype = ctypes.c_int64
-    for name in ("mask_free", "compiled_free", "compiled_words"):
+    lib.ringattn_compiled_bitmap.restype = ctypes.c_int64
+    for name in ("mask_free", "compiled_free"):
         getattr(lib, f"ringattn_{name}").argtypes = [ctypes.c_void_p]
-    for name in ("compiled_copy", "compiled_interval"):
+    for name in ("compiled_bitmap", "compiled_copy", "compiled_interval"):
         getattr(lib, f"ringattn_{name}").argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     return lib
 
@@ -132,6 +147,11 @@ def call(name: str, *args: Any) -> None:
     error = _Error()
     if getattr(library(), f"ringattn_{name}")(*args, ctypes.byref(error)) != 0:
         raise _ERRORS[error.code](error.message.decode(errors="replace"))
+
+
+def platforms() -> tuple[str, ...]:
+    """The platforms of JAX that this build has kernels for: ``("cpu",)`` or ``("cpu", "cuda")``."""
+    return ("cpu", "cuda") if library().ringattn_has_cuda() else ("cpu",)
 
 
 def version() -> str:

@@ -113,7 +113,7 @@ def _call(setup: Setup, kind: str, s: int, operands: dict, results: dict) -> dic
         {name: x for name, x in operands.items() if x is not None},
         results,
         setup.config,
-        setup.heads_alike,
+        setup.mask,
         offset=setup.steps[0][s].offset,
         first=s == 0,
         last=s + 1 == len(setup.steps[0]),
@@ -178,8 +178,12 @@ def _backward_results(setup: Setup, s: int, query, key, value, sinks) -> dict:  
     """What the handler gives in step s, in its order."""
     batch = query.shape[0]
     first, last = s == 0, s + 1 == len(setup.steps[0])
-    if first:  # this rank's own
-        results = {"dkey": (key.shape, jnp.float32), "dvalue": (value.shape, jnp.float32)}
+    if first:  # this rank's own; sums if others add to them
+        shared = setup.config.world > 1 or setup.config.kv_heads == 1
+        results = {
+            name: (x.shape, jnp.float32 if shared else x.dtype)
+            for name, x in (("dkey", key), ("dvalue", value))
+        }
     else:
         # As many numbers as a message has words: buffers of few sizes fit into each other's places.
         results = {"sums": ((batch, setup.words), jnp.float32)}

@@ -56,6 +56,7 @@ def backward(ring: Callable, setup: Setup, query, key, value, sinks, extras, *re
 
     def local(setup: Setup, x: Arrays) -> Arrays:
         dquery, dkey, dvalue, dsinks = ring(setup, *_taken(x), *(x.get(n) for n in names))
+        dkey, dvalue = dkey.astype(jnp.float32), dvalue.astype(jnp.float32)  # however spread
         if shared_kv:
             dkey, dvalue = (_first_of(y, 2, dquery.shape[2]) for y in (dkey, dvalue))
         if dsinks is not None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ._library import UNBOUNDED, Fill, call, library
+from ._library import UNBOUNDED, Bitmap, Fill, call, library
 
 _BAND = 4096  # keys asked of a mask at once, times 64 rows
 _CACHE_SIZE = 64
@@ -32,11 +32,15 @@ class CompiledMask:
         interval = (ctypes.c_int64 * 3)()
         library().ringattn_compiled_interval(self._handle, interval)
         self.left, self.right, self.chunk = interval
-        words = np.empty(library().ringattn_compiled_words(self._handle), np.uint32)
-        if words.size:
+        bitmap = Bitmap()
+        count = library().ringattn_compiled_bitmap(self._handle, ctypes.byref(bitmap))
+        words = np.empty(count, np.uint32)
+        if count:
             library().ringattn_compiled_copy(self._handle, words.ctypes.data)
-        self.bitmap: np.ndarray | None = words if words.size else None
-        self.heads_alike = len(np.unique(_planes(words))) <= 1
+        self.bitmap: np.ndarray | None = words if count else None
+        self.bitmap_numbers = bitmap.words()
+        planes = words[2 * 64 * bitmap.mixed :][: bitmap.heads]  # equal heads have equal ones
+        self.heads_alike = len(np.unique(planes)) <= 1
         self._key = (self.left, self.right, self.chunk, words.tobytes())
 
     @property
@@ -52,15 +56,6 @@ class CompiledMask:
     def __del__(self) -> None:
         if self._handle:
             library().ringattn_compiled_free(self._handle)
-
-
-def _planes(words: np.ndarray) -> np.ndarray:
-    """A number for each head of a bitmap (``ffi/convert.cpp``): equal heads have equal ones."""
-    if not words.size:
-        return words
-    heads, *_, mixed = words[:14].view(np.int64)
-    at = 14 + 2 * mixed
-    return words[at : at + heads]
 
 
 class _Mask:

@@ -139,7 +139,7 @@ class DeviceMemory final : public Memory {
     const DType dtype = view.dtype;
     const std::int64_t step = view.stride(0);
     for_each(view.dim(0), stream, [=] __device__(std::int64_t i) {
-      out[i] = load_position(dtype, data, i * step);
+      out[i] = schedulable(load_position(dtype, data, i * step));
     });
   }
 
