@@ -145,6 +145,7 @@ def test_what_the_package_holds():
     package = Path(ringattn.__file__).parent
     assert (package / "py.typed").exists()
     assert (Path(ringattn.get_include()) / "ringattn/attention.h").exists()
+    assert ringattn.platforms() == ("cpu",)  # CUDA is asked for
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/jax.md"])

@@ -13,16 +13,19 @@ xffi::Error refusal() {
       "with pip install . -C cmake.define.RINGATTN_CUDA=ON, or put the arrays on CPU devices"};
 }
 
-xffi::Error check(xffi::Dictionary) { return refusal(); }
-xffi::Error hop(xffi::RemainingArgs, xffi::RemainingRets, xffi::Dictionary) { return refusal(); }
+xffi::Error refuse(xffi::RemainingArgs, xffi::RemainingRets, xffi::Dictionary) { return refusal(); }
 
-auto binding() { return xffi::Ffi::Bind().RemainingArgs().RemainingRets().Attrs(); }
+template <xffi::ExecutionStage kStage>
+auto binding() {
+  return xffi::Ffi::Bind<kStage>().RemainingArgs().RemainingRets().Attrs();
+}
+constexpr auto kExecute = xffi::ExecutionStage::kExecute;
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(ringattn_xla_cuda_check, check,
-                              xla::ffi::Ffi::BindInstantiate().Attrs());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(ringattn_xla_cuda_forward_hop, hop, binding());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(ringattn_xla_cuda_backward_hop, hop, binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ringattn_xla_cuda_check, refuse,
+                              binding<xla::ffi::ExecutionStage::kInstantiate>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ringattn_xla_cuda_forward_hop, refuse, binding<kExecute>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ringattn_xla_cuda_backward_hop, refuse, binding<kExecute>());
 
 int32_t ringattn_has_cuda(void) { return 0; }

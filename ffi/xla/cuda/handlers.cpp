@@ -81,9 +81,11 @@ void refuse_rings(const ringattn_config& config) {
                   std::to_string(config.world) + "; rings of JAX devices are of CPUs only");
 }
 
-/// When a program is compiled, so that what is refused does not wait for data.
+/// When a program is compiled, so that what is refused does not wait for data. Newer versions of
+/// XLA show operands without memory here, older ones none.
 xffi::Error check(Words config, Words bitmap, std::int64_t sinks_rank, std::int64_t offset,
-                  std::int64_t first, std::int64_t last, std::int64_t packed) {
+                  std::int64_t first, std::int64_t last, std::int64_t packed, xffi::RemainingArgs,
+                  xffi::RemainingRets) {
   return run([&] {
     const HopCall call(config, bitmap, sinks_rank, offset, first, last, packed);
     refuse_rings(call.config);
@@ -120,7 +122,9 @@ auto binding() {
 }  // namespace ringattn::ffi
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(ringattn_xla_cuda_check, ringattn::ffi::check,
-                              ringattn::ffi::with_attributes(xla::ffi::Ffi::BindInstantiate()));
+                              ringattn::ffi::with_attributes(xla::ffi::Ffi::BindInstantiate())
+                                  .RemainingArgs()
+                                  .RemainingRets());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(ringattn_xla_cuda_forward_hop,
                               ringattn::ffi::on_gpu<ringattn::ffi::forward_hop>,
                               ringattn::ffi::binding());
