@@ -44,7 +44,8 @@ struct BackwardStep : StepContext {
   ConstTensorView lse;
   ConstTensorView dout;
   ConstTensorView dlse;   // may be absent
-  TensorView dquery;      // written by the last step
+  TensorView dquery;      // written by the last step; on hosts, behind the first one, it may lie
+                          // where dout does
   double* dsinks;         // [H], this rank's part, written by the first step; or null
   std::byte* dkey_sum;    // [B, Sk, G, D] of sum_dtype(): overwritten with this step's part
   std::byte* dvalue_sum;  // [B, Sk, G, Dv]

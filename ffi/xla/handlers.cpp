@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The handlers of CPU devices, on XLA's own threads.
+#include <algorithm>
 #include <cstring>
 #include <optional>
 
@@ -12,6 +13,7 @@
 extern "C" {
 RINGATTN_EXPORT XLA_FFI_Error* ringattn_xla_forward_hop(XLA_FFI_CallFrame* call_frame);
 RINGATTN_EXPORT XLA_FFI_Error* ringattn_xla_backward_hop(XLA_FFI_CallFrame* call_frame);
+RINGATTN_EXPORT XLA_FFI_Error* ringattn_xla_accumulate(XLA_FFI_CallFrame* call_frame);
 RINGATTN_EXPORT XLA_FFI_Error* ringattn_xla_agree(XLA_FFI_CallFrame* call_frame);
 }
 
@@ -50,6 +52,38 @@ xffi::Error on_host(xffi::ThreadPool pool, Words config, Words bitmap, std::int6
   });
 }
 
+/// Adds what lies one behind the other in `part` to totals, where `there` is not 0. XLA's own sum
+/// would be a second buffer. All have the leading dimensions of `there`.
+xffi::Error accumulate(xffi::ThreadPool pool, xffi::AnyBuffer there, xffi::AnyBuffer part,
+                       xffi::RemainingArgs totals, xffi::RemainingRets rets) {
+  return run([&] {
+    XlaThreads threads(pool);
+    const auto* flags = static_cast<const std::int32_t*>(there.untyped_data());
+    const auto indices = static_cast<std::int64_t>(there.element_count());
+    const auto* parts = static_cast<const float*>(part.untyped_data());
+    const auto stride = static_cast<std::int64_t>(part.element_count()) / std::max(indices, 1L);
+    std::int64_t offset = 0;
+    for (std::size_t t = 0; t < totals.size(); ++t) {
+      const auto in = *totals.get<xffi::AnyBuffer>(t);
+      xffi::Result<xffi::AnyBuffer> out = *rets.get<xffi::AnyBuffer>(t);
+      auto* sums = static_cast<float*>(out->untyped_data());
+      if (sums != in.untyped_data()) std::memcpy(sums, in.untyped_data(), in.size_bytes());
+      const auto n = static_cast<std::int64_t>(in.element_count()) / std::max(indices, 1L);
+      constexpr std::int64_t kPiece = std::int64_t{1} << 15;
+      const std::int64_t pieces = ceil_div(n, kPiece);
+      threads.run(indices * pieces, [&](std::int64_t task) {
+        const std::int64_t index = task / pieces;
+        const std::int64_t begin = task % pieces * kPiece;
+        if (flags[index] == 0) return;
+        float* to = sums + index * n;
+        const float* from = parts + index * stride + offset;
+        for (std::int64_t i = begin; i < std::min(begin + kPiece, n); ++i) to[i] += from[i];
+      });
+      offset += n;
+    }
+  });
+}
+
 /// The end of a pass: what all ranks have together, or the error of the one that failed.
 xffi::Error agree(xffi::AnyBuffer status, xffi::RemainingArgs args, xffi::RemainingRets rets) {
   if (*static_cast<const std::int32_t*>(status.untyped_data()) != 0) {
@@ -77,6 +111,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(ringattn_xla_forward_hop,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(ringattn_xla_backward_hop,
                               ringattn::ffi::on_host<ringattn::ffi::backward_hop>,
                               ringattn::ffi::binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ringattn_xla_accumulate, ringattn::ffi::accumulate,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .RemainingArgs()
+                                  .RemainingRets());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     ringattn_xla_agree, ringattn::ffi::agree,
     xla::ffi::Ffi::Bind().Arg<xla::ffi::AnyBuffer>().RemainingArgs().RemainingRets());

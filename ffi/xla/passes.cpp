@@ -57,6 +57,7 @@ struct GradientOperands {
   Operand dkey, dvalue;  // of this rank's own block, which stay here: sums, or rounded already
   Operand sums;          // of another's block: dK and dV travel in one piece
   Operand dquery, state_out, dsinks, gate;
+  Operand dout_on;  // dout for the next hop, where it lies: in the end dquery may lie there
 
   GradientOperands(Operands& io, const HopCall& call) {
     const bool begin = call.hop.first != 0;
@@ -79,6 +80,7 @@ struct GradientOperands {
     if (last) dquery = io.result("dquery", 4);
     if (!(begin && last)) state_out = io.result("state", 2);
     if (sinks.present()) dsinks = io.result("dsoftmax_aux", sink_dims);
+    if (!last && call.config.head_dim == call.config.value_dim) dout_on = io.result("dout", 4);
     if (ring) gate = io.common_result("gate", 0);
     io.finish();
   }
@@ -107,6 +109,13 @@ void backward_index(Place& place, const HopCall& call, const HopOperands& in,
   const Hop one(Pass::kBackward, call.config, call.hop, in, at, place,
                 state_of(place, g.state_in, g.state_out, at),
                 g.dkey.present() && g.dkey.dtype() != DType::kFloat32);
+  if (g.dout_on.present()) {
+    const ConstTensorView dout = g.dout.view(at);
+    place.memory().copy(static_cast<std::byte*>(g.dout_on.data(at)),
+                        {static_cast<const std::byte*>(dout.data),
+                         static_cast<std::size_t>(dout.elements() * size_of(dout.dtype))},
+                        place.stream());
+  }
   const KeySums to = key_sums(one, g, at);
   if (!one.live() && call.hop.first == 0 && call.hop.last == 0) {
     const std::size_t bytes = static_cast<std::size_t>(g.sums.elements()) * sizeof(float);

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -24,9 +25,13 @@ from ._partition import Partition, automatic
 TARGETS = {
     "forward": f"ringattn_v{ABI}_forward_hop",
     "backward": f"ringattn_v{ABI}_backward_hop",
+    "accumulate": f"ringattn_v{ABI}_accumulate",
     "agree": f"ringattn_v{ABI}_agree",
 }
-_SYMBOLS = {"forward": "forward_hop", "backward": "backward_hop", "agree": "agree"}
+_SYMBOLS = {
+    "forward": "forward_hop", "backward": "backward_hop",
+    "accumulate": "accumulate", "agree": "agree",
+}  # fmt: skip
 _NO_BITMAP = Bitmap().words()
 
 
@@ -114,20 +119,27 @@ def hop(
 ) -> dict[str, jax.Array]:
     """Calls a handler, which takes operands and results in this order.
 
-    The state, if one comes in and goes out, is updated where it lies. Status and gate are one
-    number for the whole call. `mask`: a CompiledMask or None.
+    What comes in and goes out under one name is updated where it lies, and the last hop of a ring
+    may write dquery where dout lay. Status and gate are one number for the whole call. `mask`: a
+    CompiledMask or None.
     """
     register()
     heads_alike = mask is None or mask.heads_alike
     bitmap = _NO_BITMAP if mask is None else mask.bitmap_numbers
     dtypes = {name: dtype for name, (_, dtype) in results.items()}
     names = list(operands)
-    in_place = "state" in operands and "state" in results
-    aliases = {names.index("state"): list(results).index("state")} if in_place else {}
+    places = {name: name for name in results if name in operands}  # whose memory a result takes
+    if "state" in operands and "dquery" in results:
+        places["dquery"] = "dout"
 
     def body(config: Config, shapes: dict[str, tuple], xs: dict[str, jax.Array]) -> dict:
         like = next(iter(xs.values()))
         types = [_result(like, shape, dtypes[name]) for name, shape in shapes.items()]
+        aliases = {
+            list(xs).index(places[name]): i
+            for i, (name, t) in enumerate(zip(shapes, types))
+            if (x := xs.get(places.get(name))) is not None and (x.shape, x.dtype) == (t.shape, t.dtype)
+        }
         ffi = jax.ffi.ffi_call(TARGETS[kind], types, input_output_aliases=aliases)
         rank = xs["sinks"].ndim - like.ndim + 4 if "sinks" in xs else 0
         numbers = {name: np.int64(x) for name, x in attributes.items()}
@@ -158,6 +170,26 @@ def hop(
         return call
 
     return dict(zip(results, once_differentiable(build(()))(*operands.values())))
+
+
+def accumulate(there: jax.Array, part: jax.Array, *totals: jax.Array) -> tuple[jax.Array, ...]:
+    """The totals, where they lie, with what lies one behind the other in `part` added to them; or as
+    they are, if `there` is 0. XLA would put its own sum into a buffer beside the total."""
+
+    @jax.custom_batching.custom_vmap
+    def call(*xs: jax.Array) -> tuple:
+        xs = all_varying(xs)
+        types = [_result(xs[0], x.shape, x.dtype) for x in xs[2:]]
+        aliases = {i + 2: i for i in range(len(types))}
+        name = TARGETS["accumulate"]
+        return tuple(jax.ffi.ffi_call(name, types, input_output_aliases=aliases)(*xs))
+
+    @call.def_vmap
+    def rule(size: int, batched: Sequence[bool], *xs: jax.Array) -> tuple:
+        xs = [x if b else jnp.broadcast_to(x, (size, *x.shape)) for x, b in zip(xs, batched)]
+        return accumulate(*xs), (True,) * len(totals)
+
+    return call(there, part, *totals)
 
 
 def agree(status: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ...]:

@@ -15,7 +15,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from . import _spread
-from ._calls import agree, hop
+from ._calls import accumulate, agree, hop
 from ._library import DLSE
 from ._message import Extras, Setup, gate_after, pack, tie
 
@@ -84,16 +84,8 @@ class _TravellingSums:
         if any(stops):
             home = _shift(self._setup, part, -offset, stops)
             owners = {rank[s].owner for rank in steps if rank[s].stops}
-            here = [r in owners for r in range(len(steps))]
-            self.own = [
-                self._add(own, part.reshape(own.shape), here)
-                for own, part in zip(self.own, self._split(home))
-            ]
-
-    def _split(self, sums: jax.Array) -> list[jax.Array]:
-        """dK and dV of a block, one behind the other."""
-        flat, (dkey, dvalue) = sums.reshape(-1), self.own
-        return [flat[: dkey.size], flat[dkey.size : dkey.size + dvalue.size]]
+            here = _mine([r in owners for r in range(len(steps))], self._extras.rank)
+            self.own = list(accumulate(here.astype(jnp.int32), home, *self.own))
 
     def _add(self, total: jax.Array, part: jax.Array, where: list[bool]) -> jax.Array:
         if all(where):
@@ -193,6 +185,8 @@ def _backward_results(setup: Setup, s: int, query, key, value, sinks) -> dict:  
         results["state"] = ((batch, setup.backward_state), jnp.float32)
     if first and sinks is not None:
         results["dsinks"] = (sinks.shape, jnp.float32)
+    if not last and value.shape[3] == query.shape[3]:
+        results["dout"] = (query.shape, query.dtype)  # handed on, until dquery takes its place
     return results
 
 
@@ -215,7 +209,7 @@ def _backward(setup: Setup, query, key, value, sinks, extras, out, lse, dout, dl
             operands |= {"status": gate, "state": state}
         results = _backward_results(setup, s, query, key, value, sinks)
         given = _call(setup, "backward", s, operands, results)
-        state, gate = given.get("state"), given.get("gate")
+        state, gate, dout = given.get("state"), given.get("gate"), given.get("dout", dout)
         if s == 0:
             sums.own, dsinks = [given["dkey"], given["dvalue"]], given.get("dsinks")
         else:

@@ -229,7 +229,7 @@ def test_the_compiled_program(mesh):
 def test_memory_of_compiled_programs(mesh):
     """In query shards. At the fullest moment of the backward: the block here and the one coming
     (4), this step's sums and those that wait to be added (4), dQ, and rows of lse and delta; the
-    own sums lie where dK and dV will. dout, q, k and v are the caller's."""
+    own sums lie where dK and dV will, and dout where dQ will. q, k and v are the caller's."""
     f = ring(mesh())
     shard = 256 * 2 * 32 * 4
     q, k, v, dout = (jnp.ones((1, 8 * 256, 2, 32)) for _ in range(4))
@@ -250,8 +250,8 @@ def test_memory_of_compiled_programs(mesh):
     assert one <= 10 * shard
     residuals = shard + shard // 32  # out and lse of a layer; q, k and v are there anyway
     assert three <= 1.2 * 3 * residuals + one
-    # With a loss in the same program out and dout are temporary too, where dK and dV will lie.
-    assert temporary(jax.jit(jax.grad(loss(f), (0, 1, 2))).lower(q, k, v).compile()) <= 12 * shard
+    # With a loss in the same program out and dout are temporary too.
+    assert temporary(jax.jit(jax.grad(loss(f), (0, 1, 2))).lower(q, k, v).compile()) <= 10 * shard
 
 
 BAD = [
