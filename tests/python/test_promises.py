@@ -2,6 +2,7 @@
 """What docs/jax.md promises beside values: empty inputs, donation, export of a ring, static options,
 masks that are compiled once, the threads of XLA and no others, and what the package holds."""
 
+import functools
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from jax import export
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as sm
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import ringattn
@@ -141,10 +143,40 @@ def test_no_threads_but_those_of_xla(mesh):
     assert threads() <= before
 
 
-def test_what_the_package_holds():
+@pytest.mark.parametrize("kv_heads", [4, 1])
+def test_a_ring_of_one_is_no_ring(mesh, kv_heads):
+    keys = jax.random.split(jax.random.key(0), 4)
+    heads = (4, kv_heads, kv_heads, 4)
+    x = [jax.random.normal(k, (2, 64, h, 16), jnp.bfloat16) for k, h in zip(keys, heads)]
+    on = mesh(("sp", "tp"), (1, 4))
+    lie = [NamedSharding(on, P(None, None, "tp" if h == 4 else None)) for h in heads]
+
+    def gradients(f, *x):
+        *x, dout = x
+        out, pull = jax.vjp(f, *x)
+        return out, *pull(dout)
+
+    alone = lambda *y: ring_attention(*y, causal=True)
+    spread = jax.shard_map(
+        lambda *y: ring_attention(*y, causal=True, axis_name="sp"),
+        mesh=on, axis_names={"sp"}, in_specs=SHARD, out_specs=SHARD,
+    )  # fmt: skip
+    whole = jax.jit(functools.partial(gradients, alone))(*x)
+    parts = jax.jit(functools.partial(gradients, spread))(*map(jax.device_put, x, lie))
+    for a, b in zip(whole, parts, strict=True):
+        assert a.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_what_the_package_holds(tmp_path):
     package = Path(ringattn.__file__).parent
     assert (package / "py.typed").exists()
-    assert (Path(ringattn.get_include()) / "ringattn/attention.h").exists()
+    include = Path(ringattn.get_include())
+    assert (include / "ringattn/attention.h").exists()
+    program = tmp_path / "abi.c"
+    program.write_text('#include <ringattn/ringattn.h>\nint abi(void) { return RINGATTN_ABI; }\n')
+    c99 = ["cc", "-std=c99", "-pedantic-errors", "-Wall", "-Werror", "-fsyntax-only"]
+    subprocess.run([*c99, f"-I{include}", program], check=True)
     assert ringattn.platforms() == ("cpu",)  # CUDA is asked for
 
 
