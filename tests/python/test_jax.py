@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
 import ringattn.jax
+from ringattn._calls import accumulate, register
 from ringattn.jax import ring_attention
 
 SHARD = P(None, "sp")
@@ -106,6 +107,28 @@ def test_vmap_keeps_one_copy_of_what_is_not_batched():
     qs = jnp.stack([q, -q])
     f = jax.vmap(ring_attention, (0, None, None))
     close(f(qs, k, v), jnp.stack([plain(q, k, v), plain(-q, k, v)]))
+
+
+def test_vmap_of_a_ring_with_one_dout(mesh):
+    q, k, v = data()
+    pull = lambda f, k: jax.vjp(f, q, k, v)[1](q)  # q is dout, too
+    ks = jnp.stack([k, -k])
+    expected = [jnp.stack(g) for g in zip(*[pull(plain, k) for k in ks])]
+    close(jax.jit(jax.vmap(lambda k: pull(ring(mesh()), k)))(ks), expected)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_sums_are_added_only_where_they_come_home(batched):
+    register()
+    totals, part = [jnp.ones((2, 3)), jnp.full((2, 2), 2.0)], jnp.arange(12.0)
+    added = [totals[0] + part[:6].reshape(2, 3), totals[1] + part[6:10].reshape(2, 2)]
+    there = jnp.array([1, 0], jnp.int32)
+    if batched:
+        given = jax.vmap(accumulate, (0, None, None, None))(there, part, *totals)
+    else:
+        given = [jnp.stack(x) for x in zip(*[accumulate(t, part, *totals) for t in there])]
+    for x, new, old in zip(given, added, totals, strict=True):
+        np.testing.assert_array_equal(x, np.stack([new, old]))
 
 
 def test_scan_over_layers_with_remat(mesh):
