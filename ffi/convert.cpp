@@ -70,12 +70,8 @@ Options options_of(const ringattn_config& c) {
 
 ringattn_bitmap describe_bitmap(const BlockBitmap& bitmap) {
   const BitmapView view = bitmap.view();
-  return {view.heads,
-          view.query_seq,
-          view.key_seq,
-          view.block_rows,
-          view.block_cols,
-          static_cast<std::int64_t>(bitmap.blocks().size()),
+  return {view.heads,           view.query_seq,  view.key_seq,
+          view.block_rows,      view.block_cols, static_cast<std::int64_t>(bitmap.blocks().size()),
           bitmap.mixed_blocks()};
 }
 
