@@ -61,14 +61,16 @@ xffi::Error accumulate(xffi::ThreadPool pool, xffi::AnyBuffer there, xffi::AnyBu
     const auto* flags = static_cast<const std::int32_t*>(there.untyped_data());
     const auto indices = static_cast<std::int64_t>(there.element_count());
     const auto* parts = static_cast<const float*>(part.untyped_data());
-    const auto stride = static_cast<std::int64_t>(part.element_count()) / std::max(indices, 1L);
+    const auto stride =
+        static_cast<std::int64_t>(part.element_count()) / std::max<std::int64_t>(indices, 1);
     std::int64_t offset = 0;
     for (std::size_t t = 0; t < totals.size(); ++t) {
       const auto in = *totals.get<xffi::AnyBuffer>(t);
       xffi::Result<xffi::AnyBuffer> out = *rets.get<xffi::AnyBuffer>(t);
       auto* sums = static_cast<float*>(out->untyped_data());
       if (sums != in.untyped_data()) std::memcpy(sums, in.untyped_data(), in.size_bytes());
-      const auto n = static_cast<std::int64_t>(in.element_count()) / std::max(indices, 1L);
+      const auto n =
+          static_cast<std::int64_t>(in.element_count()) / std::max<std::int64_t>(indices, 1);
       constexpr std::int64_t kPiece = std::int64_t{1} << 15;
       const std::int64_t pieces = ceil_div(n, kPiece);
       threads.run(indices * pieces, [&](std::int64_t task) {
