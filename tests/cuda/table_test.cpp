@@ -138,29 +138,6 @@ TEST_P(CudaTable, MatchesFloat64OnEveryRing) {
   for (int ring : {1, 4}) check("deterministic", in_order, data, ring);
 }
 
-// Guarded tensors begin at no 16-byte boundary, and the kernels for Hopper leave them to the
-// portable ones: what is plain goes to the fast ones.
-TEST_P(CudaTable, MatchesFloat64WithPlainTensors) {
-  const auto& [text, layout] = GetParam();
-  Case c = parse_case(text);
-  c.layout = layout;
-  const CaseData data = make_data(c);
-  const Options options = make_options(c, data);
-  const Expected expected = make_expected(make_problem(c), options, data.inputs(), c.backward);
-  Problem problem = make_problem(c);
-  if (std::max(problem.head_dim, problem.value_dim) > 256) return;  // refused, see above
-  problem.device = Device::kCuda;
-  CheckSettings settings;
-  settings.backend = "cuda";
-  settings.guarded = false;
-  for (int ring : {1, 4}) {
-    c.ring = ring;
-    const CheckReport report =
-        check_against(expected, problem, options, data.inputs(), ring, c.backward, settings);
-    EXPECT_TRUE(report.ok()) << to_string(c) << "\n" << report.message();
-  }
-}
-
 std::string parameter_name(const testing::TestParamInfo<std::tuple<const char*, Layout>>& info) {
   return std::string(ringattn::name(std::get<1>(info.param))) + "_" +
          test_name(std::get<0>(info.param));
