@@ -26,9 +26,9 @@ struct Pairs {
 /// R rows times C vectors of columns. Loops over registers are unrolled by order: a compiler that
 /// leaves one of them keeps the accumulators in memory.
 template <class Element, int R, int C, bool kTransposed>
-void product_block(const Product& p, std::int64_t i, std::int64_t j) {
+[[gnu::always_inline]] inline void product_block(const Product& p, std::int64_t i, std::int64_t j) {
   F acc[R][C];
-  const float* a[R];
+  const float* a[R];  // rows of the left side; transposed, where its rows are columns
   const std::int64_t a_row = p.a_row;
   const std::int64_t a_step = kTransposed ? a_row : 1;
   const std::int64_t b_row = p.b_row;
@@ -46,7 +46,7 @@ void product_block(const Product& p, std::int64_t i, std::int64_t j) {
     for (int c = 0; c < C; ++c) column[c] = load(b + c * kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const F row = splat(a[r][at]);
+      const F row = splat(kTransposed ? a[0][at + r] : a[r][at]);
 #pragma GCC unroll 8
       for (int c = 0; c < C; ++c) acc[r][c] = Element::add(acc[r][c], row, column[c]);
     }
