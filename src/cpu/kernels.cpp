@@ -5,6 +5,7 @@
 
 #include <type_traits>
 
+#include "cpu/exponentials.h"
 #include "cpu/packing.h"
 #include "cpu/passes.h"
 #include "cpu/products.h"

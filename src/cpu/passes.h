@@ -2,6 +2,7 @@
 // The elementwise passes over a tile of scores: softmax and its gradient. For kernels.cpp alone.
 #pragma once
 
+#include "cpu/exponentials.h"
 #include "cpu/kernels.h"
 #include "cpu/simd.h"
 
@@ -15,8 +16,12 @@ constexpr float kMinusInfinity = -__builtin_inff();
 /// Weights may be as large as 2^kSlack before the reference of a row moves.
 constexpr float kSlack = 8.0F;
 
-/// Weights and sums that are this large come from a reference that is too small.
+/// Sums that are this large come from a reference that is too small.
 constexpr float kTooLarge = 0x1p40F;
+
+/// Where exponents end while it is not known whether the reference is too small: 2^x has no larger
+/// ones, and would take some of them for tiny weights.
+constexpr float kTopExponent = 126.0F;
 
 /// Vectors that take their exponentials together.
 constexpr int kTogether = 4;
@@ -85,16 +90,29 @@ float top_score(float* s, const std::uint64_t* bits, std::int64_t keys, const Un
   return max_lanes(top);
 }
 
+/// Their sum, by halves: additions that do not wait for each other.
+template <int n>
+inline F add_all(const F* x) {
+  if constexpr (n == 1) {
+    return x[0];
+  } else {
+    return add_all<n / 2>(x) + add_all<n - n / 2>(x + n / 2);
+  }
+}
+
 /// s = exp2(s * factor - shift) for n vectors from column j; adds them to the sum. With kPairs they
-/// go to where columns of bfloat16 lie.
-template <bool kPairs, int n>
+/// go to where columns of bfloat16 lie. kBound: of exponents that may be of any size.
+template <bool kPairs, bool kBound, int n>
 inline void weigh(float* s, std::int64_t j, F factor, F shift, F& sum) {
   F x[n];
 #pragma GCC unroll 8
   for (int i = 0; i < n; ++i) x[i] = load(s + j + i * kLanes) * factor - shift;
-  exp2(x);
+  if constexpr (kBound) {
 #pragma GCC unroll 8
-  for (int i = 0; i < n; ++i) sum += x[i];
+    for (int i = 0; i < n; ++i) x[i] = min(splat(kTopExponent), x[i]);
+  }
+  exp2(x);
+  sum += add_all<n>(x);
 #if defined(RINGATTN_PAIRS)
   if constexpr (kPairs && n == 1) {
     store_half(reinterpret_cast<std::uint16_t*>(s) + j, x[0]);
@@ -109,16 +127,30 @@ inline void weigh(float* s, std::int64_t j, F factor, F shift, F& sum) {
   for (int i = 0; i < n; ++i) store(s + j + i * kLanes, x[i]);
 }
 
-/// The same for a row of n columns; its sum.
-template <bool kPairs>
-inline float weigh_row(float* s, std::int64_t n, F factor, F shift) {
+/// The same for a row of n columns; the lanes of the result add up to its sum.
+template <bool kPairs, bool kBound>
+inline F weigh_row(float* s, std::int64_t n, F factor, F shift) {
   F sum{};
   std::int64_t j = 0;
   for (; j + kTogether * kLanes <= n; j += kTogether * kLanes) {
-    weigh<kPairs, kTogether>(s, j, factor, shift, sum);
+    weigh<kPairs, kBound, kTogether>(s, j, factor, shift, sum);
   }
-  for (; j < n; j += kLanes) weigh<kPairs, 1>(s, j, factor, shift, sum);
-  return sum_lanes(sum);
+  for (; j < n; j += kLanes) weigh<kPairs, kBound, 1>(s, j, factor, shift, sum);
+  return sum;
+}
+
+/// The same for rows [begin, begin + rows), at most kLanes of them; lane i of the result is the sum
+/// of row i.
+template <bool kPairs, bool kBound>
+inline F weigh_rows(const SoftmaxTile& t, std::int64_t begin, std::int64_t rows, F factor,
+                    const float* shift) {
+  F sums[kLanes];
+  for (std::int64_t i = rows; i < kLanes; ++i) sums[i] = F{};
+  for (std::int64_t i = 0; i < rows; ++i) {
+    sums[i] = weigh_row<kPairs, kBound>(t.s + (begin + i) * t.stride, padded(t.keys), factor,
+                                        splat(shift[i]));
+  }
+  return sum_rows(sums);
 }
 
 /// The largest scores of rows [begin, begin + rows), in log2 units; scores are then ready for
@@ -148,27 +180,20 @@ void softmax_of(const SoftmaxTile& t) {
   for (std::int64_t begin = 0; begin < t.rows; begin += kLanes) {
     const std::int64_t rows = t.rows - begin < kLanes ? t.rows - begin : kLanes;
     float top[kLanes] = {};
-    float old[kLanes] = {};
     float shift[kLanes];
-    float rescale[kLanes];
     const F factor = top_of_rows(t, units, begin, rows, top);
-    for (std::int64_t i = 0; i < rows; ++i) old[i] = t.max[begin + i];
     // A maximum that grows by little stays the reference: nothing has to be multiplied then. If the
     // new one is NaN, the sum will say so.
-    const F before = load(old);
+    const F before = load_some(t.max + begin, rows);
     const F now = select(at_least(load(top), before + kSlack), load(top), before);
     const F against =
         select(at_least(splat(kMinusInfinity), now), F{}, now);  // merge.h: reference()
     store(shift, against);
-    store(rescale, select(at_least(before, now), splat(1.0F), exp2(before - against)));
-    store(top, now);
-    for (std::int64_t i = 0; i < rows; ++i) {
-      const float sum =
-          weigh_row<kPairs>(t.s + (begin + i) * t.stride, padded(t.keys), factor, splat(shift[i]));
-      t.factor[begin + i] = rescale[i];
-      t.sum[begin + i] = t.sum[begin + i] * rescale[i] + sum;
-      t.max[begin + i] = top[i];
-    }
+    const F rescale = select(at_least(before, now), splat(1.0F), exp2(before - against));
+    const F sum = weigh_rows<kPairs, false>(t, begin, rows, factor, shift);
+    store_some(t.factor + begin, rescale, rows);
+    store_some(t.sum + begin, load_some(t.sum + begin, rows) * rescale + sum, rows);
+    store_some(t.max + begin, now, rows);
   }
 }
 
@@ -179,15 +204,17 @@ Trial softmax_again_of(const SoftmaxTile& t) {
     return Trial::kNot;
   }
   const Units units(t.scoring);
-  for (std::int64_t i = 0; i < t.rows; ++i) {
-    if (t.max[i] == kMinusInfinity) return Trial::kNot;
+  Lanes large = lanes_of(0);
+  for (std::int64_t begin = 0; begin < t.rows; begin += kLanes) {
+    const std::int64_t rows = t.rows - begin < kLanes ? t.rows - begin : kLanes;
+    if (any(at_least(splat(kMinusInfinity), load_some(t.max + begin, rows)))) {
+      return begin == 0 ? Trial::kNot : Trial::kSpoilt;
+    }
+    const F sum = weigh_rows<kPairs, true>(t, begin, rows, units.inner, t.max + begin);
+    large |= not_below(sum, splat(kTooLarge));
+    store_some(t.factor + begin, sum, rows);
   }
-  bool fits = true;
-  for (std::int64_t i = 0; i < t.rows; ++i) {
-    t.factor[i] = weigh_row<kPairs>(t.s + i * t.stride, t.keys, units.inner, splat(t.max[i]));
-    fits = fits && t.factor[i] <= kTooLarge;
-  }
-  if (!fits) return Trial::kSpoilt;
+  if (any(large)) return Trial::kSpoilt;
   for (std::int64_t i = 0; i < t.rows; ++i) {
     t.sum[i] += t.factor[i];
     t.factor[i] = 1.0F;

@@ -5,6 +5,7 @@
 // instruction sets.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <utility>
 
@@ -64,6 +65,17 @@ inline H load(const std::uint16_t* p) {
 }
 inline void store(float* p, F x) { __builtin_memcpy(p, &x, sizeof x); }
 inline void store(std::uint16_t* p, H x) { __builtin_memcpy(p, &x, sizeof x); }
+/// n values, at most kLanes, and zeros.
+inline F load_some(const float* p, std::int64_t n) {
+  if (n >= kLanes) return load(p);
+  F x{};
+  __builtin_memcpy(&x, p, static_cast<std::size_t>(n) * sizeof(float));
+  return x;
+}
+inline void store_some(float* p, F x, std::int64_t n) {
+  if (n >= kLanes) return store(p, x);
+  __builtin_memcpy(p, &x, static_cast<std::size_t>(n) * sizeof(float));
+}
 inline F splat(float x) { return x - F{}; }
 inline I splat_int(std::int32_t x) { return x - I{}; }
 inline F as_float(I x) { return reinterpret_cast<F>(x); }
@@ -76,14 +88,13 @@ using Lanes = __mmask16;
 inline Lanes lanes_of(std::uint32_t bits) { return static_cast<Lanes>(bits); }
 inline Lanes at_least(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
 inline Lanes not_below(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ); }
+inline bool any(Lanes lanes) { return lanes != 0; }
 inline Lanes is_nan(F x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q); }
 inline F select(Lanes lanes, F yes, F no) { return _mm512_mask_blend_ps(lanes, no, yes); }
-inline F add_or_zero(Lanes lanes, I a, I b) {
-  return as_float(reinterpret_cast<I>(
-      _mm512_maskz_add_epi32(lanes, reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b))));
-}
-/// The larger; the second if either is NaN.
+inline F keep(Lanes lanes, F x) { return _mm512_maskz_mov_ps(lanes, x); }
+/// The larger or smaller; the second if either is NaN.
 inline F max(F a, F b) { return _mm512_max_ps(a, b); }
+inline F min(F a, F b) { return _mm512_min_ps(a, b); }
 #else
 using Lanes = I;
 /// All ones in lane i if bit i of `bits` is set.
@@ -94,16 +105,25 @@ inline Lanes lanes_of(std::uint32_t bits) {
 }
 inline Lanes at_least(F a, F b) { return a >= b; }
 inline Lanes not_below(F a, F b) { return ~(a < b); }  // NaN: yes
-inline F add_or_zero(Lanes lanes, I a, I b) { return as_float(lanes & (a + b)); }
+/// Zero in the other lanes.
+inline F keep(Lanes lanes, F x) { return as_float(lanes & as_int(x)); }
 inline Lanes is_nan(F x) { return x != x; }  // NOLINT(misc-redundant-expression)
 #if defined(__AVX2__)
+inline bool any(Lanes lanes) { return _mm256_movemask_ps(as_float(lanes)) != 0; }
 inline F select(Lanes lanes, F yes, F no) { return _mm256_blendv_ps(no, yes, as_float(lanes)); }
 inline F max(F a, F b) { return _mm256_max_ps(a, b); }
+inline F min(F a, F b) { return _mm256_min_ps(a, b); }
 #else
+inline bool any(Lanes lanes) {
+  std::int32_t bits = 0;
+  for (int i = 0; i < kLanes; ++i) bits |= lanes[i];
+  return bits != 0;
+}
 inline F select(Lanes lanes, F yes, F no) {
   return as_float((lanes & as_int(yes)) | (~lanes & as_int(no)));
 }
 inline F max(F a, F b) { return select(a > b, a, b); }
+inline F min(F a, F b) { return select(a < b, a, b); }
 #endif
 #endif
 
@@ -145,6 +165,21 @@ inline void interleave(F a, F b, F& low, F& high, std::integer_sequence<int, kIn
   high = __builtin_shufflevector(a, b, (kLanes / 2 + kIndex / 2 + kIndex % 2 * kLanes)...);
 }
 
+/// Lane i is the sum of the lanes of x[i], in a fixed order.
+inline F sum_rows(F (&x)[kLanes]) {
+#pragma GCC unroll 4
+  for (int count = kLanes; count > 1; count /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < count / 2; ++i) {
+      F low;
+      F high;
+      interleave(x[i], x[i + count / 2], low, high, std::make_integer_sequence<int, kLanes>());
+      x[i] = low + high;
+    }
+  }
+  return x[0];
+}
+
 /// Rows to columns: log2(kLanes) perfect shuffles of the whole block.
 inline void transpose(F (&x)[kLanes]) {
 #pragma GCC unroll 4
@@ -160,69 +195,26 @@ inline void transpose(F (&x)[kLanes]) {
   }
 }
 
-// ---- functions
+// ---- tables in registers
 
-/// 2^x for n vectors, relative error below 1.3e-7; 0 below 2^-125; x < 128. NaN for a NaN whose low
-/// 9 bits are 0, as packing and the arithmetic make them. Minimax polynomial of degree 6 on
-/// [-1/2, 1/2] (own fit, 1.9e-9), exponent by integer addition: that costs half a vscalefps, and on
-/// some machines none of the pipes that multiply. Each line is done for all vectors before the
-/// next, because one vector alone waits for itself.
-template <int n>
-inline void exp2(F (&x)[n]) {
-  constexpr float kPolynomial[] = {0.0013399930903688073F, 0.009618489071726799F,
-                                   0.05550328642129898F,   0.24022646248340607F,
-                                   0.6931471824645996F,    1.0F};
-  // 1.5 * 2^23: its addition rounds to an integer, in the low bits; its own bits leave by the
-  // shift.
-  const F magic = splat(12582912.0F);
-  Lanes normal[n];
-  F shifted[n];
-  F r[n];
-  F p[n];
-#pragma GCC unroll 8
-  for (int i = 0; i < n; ++i) shifted[i] = x[i] + magic;
-#pragma GCC unroll 8
-  for (int i = 0; i < n; ++i) normal[i] = not_below(x[i], splat(-125.0F));
-#pragma GCC unroll 8
-  for (int i = 0; i < n; ++i) r[i] = shifted[i] - magic;
-#pragma GCC unroll 8
-  for (int i = 0; i < n; ++i) r[i] = x[i] - r[i];
-#pragma GCC unroll 8
-  for (int i = 0; i < n; ++i) p[i] = splat(0.0001534581242594868F);
-#pragma GCC unroll 8
-  for (const float coefficient : kPolynomial) {
-#pragma GCC unroll 8
-    for (int i = 0; i < n; ++i) p[i] = p[i] * r[i] + coefficient;
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < n; ++i) x[i] = add_or_zero(normal[i], as_int(p[i]), as_int(shifted[i]) << 23);
+#if defined(__AVX512F__)
+/// Lane i takes element index[i] mod 2 kLanes of both vectors.
+inline I lookup(const I (&table)[2], I index) {
+  return reinterpret_cast<I>(_mm512_permutex2var_epi32(reinterpret_cast<__m512i>(table[0]),
+                                                       reinterpret_cast<__m512i>(index),
+                                                       reinterpret_cast<__m512i>(table[1])));
 }
+/// x less its nearest multiple of 1 / 32; 0 for infinities.
+inline F less_nearest_32nd(F x) { return _mm512_reduce_ps(x, 5 << 4); }
+#elif defined(__AVX2__)
+/// Lane i takes element index[i] mod kLanes.
+inline I lookup(const I (&table)[1], I index) {
+  return reinterpret_cast<I>(_mm256_permutevar8x32_epi32(reinterpret_cast<__m256i>(table[0]),
+                                                         reinterpret_cast<__m256i>(index)));
+}
+#endif
 
-inline F exp2(F x) {
-  F one[1] = {x};
-  exp2(one);
-  return one[0];
-}
-
-/// tanh x, relative error below 4e-7, NaN for NaN. An odd polynomial near 0 (own minimax fit,
-/// 6.8e-9), elsewhere 1 - 2 / (e^2|x| + 1).
-inline F tanh(F x) {
-  const I sign = splat_int(INT32_MIN);
-  const F magnitude = as_float(as_int(x) & ~sign);
-  const F x2 = x * x;
-  F p = splat(-0.0055151223205029964F);
-  p = p * x2 + 0.020469380542635918F;
-  p = p * x2 + -0.053688012063503265F;
-  p = p * x2 + 0.1333083063364029F;
-  p = p * x2 + -0.3333325982093811F;
-  const F near = x + x * x2 * p;
-  const F bounded = select(at_least(magnitude, splat(20.0F)), splat(20.0F), magnitude);
-  const F e = exp2(bounded * 2.885390081777927F);  // 2 log2 e
-  const F far = 1.0F - 2.0F / (e + 1.0F);
-  const F signed_far = as_float(as_int(far) | (as_int(x) & sign));
-  const F y = select(at_least(magnitude, splat(0.625F)), signed_far, near);
-  return select(is_nan(x), x, y);
-}
+// ---- 16-bit formats
 
 /// 16-bit formats to float, exactly; subnormals, infinities and NaN included.
 inline F widen_bf16(const std::uint16_t* p) {

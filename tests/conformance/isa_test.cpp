@@ -84,6 +84,17 @@ TEST(EveryIsaAtTheEnds, RisingScoresMoveTheReferenceAtEveryTile) {
   expect_right_everywhere(bench, {1, 2});
 }
 
+/// Exponents beyond float32 must not come back as small ones.
+TEST(EveryIsaAtTheEnds, OneKeyFarAboveAllThatCameBefore) {
+  for (const float key : {25.0F, 35.0F, 43.0F, 70.0F, 3000.0F}) {
+    Bench bench("sq20_sk384_d16_bwd");
+    change(bench.data.query, [](float) { return 1.0F; });
+    change(bench.data.key, [](float) { return 0.0F; });
+    std::fill_n(bench.data.key.as<float>() + 200 * 16, 16, key);  // a score of 4 * key
+    expect_right_everywhere(bench, {1, 2});
+  }
+}
+
 TEST(EveryIsaAtTheEnds, RowsWhoseScoresAreAllEqual) {
   Bench bench("sq300_h2_d64_bwd");
   change(bench.data.key, [](float) { return 0.5F; });

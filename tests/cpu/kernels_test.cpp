@@ -371,6 +371,23 @@ TEST_P(Kernels, AReferenceThatIsNearlyTheMaximumStays) {
   EXPECT_EQ(table().softmax_again(tile), Trial::kNot);
 }
 
+TEST_P(Kernels, ScoresOfAnySizeAboveTheReferenceAreNotTakenForSmallOnes) {
+  for (const float large : {45.0F, 127.0F, 128.0F, 129.0F, 200.0F, 256.0F, 300.0F, 1e4F, 1e9F, 3e38F,
+                            std::numeric_limits<float>::infinity()}) {
+    std::vector<float> s(32, 1.0F);
+    s[20] = large;
+    float max = 0.0F;
+    float sum = 1.0F;
+    float factor = 1.0F;
+    EXPECT_EQ(
+        table().softmax_again(
+            {false, s.data(), 32, 1, 32, nullptr, 0, {kLn2, 0.0F}, &max, &sum, &factor}),
+        Trial::kSpoilt)
+        << large;
+    EXPECT_EQ(sum, 1.0F);
+  }
+}
+
 TEST_P(Kernels, RowsThatSeeNothingKeepAnEmptyState) {
   std::vector<float> s(64, 9.0F);
   const std::uint64_t none = 0;
