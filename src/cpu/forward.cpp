@@ -264,18 +264,21 @@ class Unit {
     constexpr float kLn2 = std::numbers::ln2_v<float>;
     const float sink =
         step_.sinks == nullptr ? -kInfinity<float> : static_cast<float>(step_.sinks[h_]);
+    // Apart from the rows of out: a result that is read back would wait for their cache lines.
     for (std::int64_t r = 0; r < tile_.rows; ++r) {
       const auto result = ringattn::finish(x_.max[r] * kLn2, x_.sum[r], sink);
-      float* acc = x_.acc + r * width_;
-      if (result.zero) std::fill_n(acc, p_.value_dim, 0.0F);
-      const std::int64_t row = tile_.row + r;
-      narrow(acc, p_.value_dim, result.zero ? 1.0F : result.factor, step_.out,
-             b_ * step_.out.stride(0) + row * step_.out.stride(1) + h_ * step_.out.stride(2));
+      if (result.zero) std::fill_n(x_.acc + r * width_, p_.value_dim, 0.0F);
+      s_.factor[r] = result.zero ? 1.0F : result.factor;
       if (step_.lse.present()) {
-        const ptrdiff_t at =
-            b_ * step_.lse.stride(0) + h_ * step_.lse.stride(1) + row * step_.lse.stride(2);
+        const ptrdiff_t at = b_ * step_.lse.stride(0) + h_ * step_.lse.stride(1) +
+                             (tile_.row + r) * step_.lse.stride(2);
         static_cast<float*>(step_.lse.data)[at] = result.lse;
       }
+    }
+    for (std::int64_t r = 0; r < tile_.rows; ++r) {
+      narrow(x_.acc + r * width_, p_.value_dim, s_.factor[r], step_.out,
+             b_ * step_.out.stride(0) + (tile_.row + r) * step_.out.stride(1) +
+                 h_ * step_.out.stride(2));
     }
   }
 

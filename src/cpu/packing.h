@@ -37,6 +37,20 @@ inline const void* row_of(const Widen& w, std::int64_t i) {
   return static_cast<const char*>(w.src) + i * w.src_row * kBytesEach;
 }
 
+/// Rows of a tensor lie too far apart for the hardware to foresee them: asks for `count` of them.
+template <Format kFormat>
+inline void ask_for_rows(const Widen& w, std::int64_t first, std::int64_t count) {
+  constexpr std::int64_t kLine = kFormat == Format::kFloat32 ? 16 : 32;  // elements
+  const std::int64_t end = first + count < w.rows ? first + count : w.rows;
+  for (std::int64_t i = first; i < end; ++i) {
+    const auto* row = static_cast<const char*>(row_of<kFormat>(w, i));
+    for (std::int64_t j = 0; j < w.columns; j += kLine) __builtin_prefetch(row + j / kLine * 64);
+  }
+}
+
+/// Rows that are asked for ahead.
+constexpr std::int64_t kAhead = 8;
+
 /// Whether all of a packed matrix is finite, by its `poison`; if not, every NaN becomes the one
 /// that exp2 keeps.
 bool is_finite(F poison, float* x, std::int64_t row, std::int64_t rows, std::int64_t columns) {
@@ -53,7 +67,9 @@ bool is_finite(F poison, float* x, std::int64_t row, std::int64_t rows, std::int
 template <Format kFormat>
 bool widen_rows(const Widen& w) {
   F poison{};  // x * 0 is NaN if and only if x is not finite
+  ask_for_rows<kFormat>(w, 0, kAhead);
   for (std::int64_t i = 0; i < w.rows; ++i) {
+    ask_for_rows<kFormat>(w, i + kAhead, 1);
     const void* row = row_of<kFormat>(w, i);
     for (std::int64_t j = 0; j < padded(w.columns); j += kLanes) {
       const F x = widen_some<kFormat>(row, j, w.columns);
@@ -67,7 +83,9 @@ bool widen_rows(const Widen& w) {
 template <Format kFormat>
 bool widen_columns(const Widen& w) {
   F poison{};
+  ask_for_rows<kFormat>(w, 0, kLanes);
   for (std::int64_t i = 0; i < padded(w.rows); i += kLanes) {
+    ask_for_rows<kFormat>(w, i + kLanes, kLanes);
     for (std::int64_t j = 0; j < w.columns; j += kLanes) {
       F block[kLanes];
       for (int l = 0; l < kLanes; ++l) {
@@ -103,6 +121,7 @@ inline F poison_of(F words) {
 bool pack_words(const Widen& w) {
   F poison{};
   for (std::int64_t i = 0; i < w.rows; ++i) {
+    ask_for_rows<Format::kBFloat16>(w, i + kAhead, 1);
     for (std::int64_t j = 0; j < padded((w.columns + 1) / 2); j += kLanes) {
       const F words = some_words(w, i, j);
       poison += poison_of(words);
@@ -116,6 +135,7 @@ bool pack_words_transposed(const Widen& w) {
   const std::int64_t words = (w.columns + 1) / 2;
   F poison{};
   for (std::int64_t i = 0; i < padded(w.rows); i += kLanes) {
+    ask_for_rows<Format::kBFloat16>(w, i + kLanes, kLanes);
     for (std::int64_t j = 0; j < words; j += kLanes) {
       F block[kLanes];
       for (int l = 0; l < kLanes; ++l) {
@@ -133,6 +153,7 @@ bool pack_words_transposed(const Widen& w) {
 bool pair_rows(const Widen& w) {
   F poison{};
   for (std::int64_t i = 0; i < w.rows; i += 2) {
+    ask_for_rows<Format::kBFloat16>(w, i + kAhead, 2);
     const void* even = row_of<Format::kBFloat16>(w, i);
     const void* odd = row_of<Format::kBFloat16>(w, i + 1);
     for (std::int64_t j = 0; j < padded(w.columns); j += kLanes) {
