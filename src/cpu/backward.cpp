@@ -486,13 +486,13 @@ class Task {
   int count_ = 0;
 };
 
-void finish_queries(const BackwardStep& step, const Pieces& w) {
+void finish_queries(const BackwardStep& step, const Pieces& w, const KernelTable& k) {
   const Problem& p = step.plan.problem();
   const std::int64_t seq = step.query.dim(1);
   const std::int64_t row = padded(p.head_dim);
   for_chunks(step, [&](std::int64_t bh, Range rows) {
     for (std::int64_t i = rows.begin; i < rows.end; ++i) {
-      narrow(w.dquery + (bh * seq + i) * row, p.head_dim, step.plan.scale(), step.dquery,
+      narrow(k, w.dquery + (bh * seq + i) * row, p.head_dim, step.plan.scale(), step.dquery,
              offset(step.dquery, bh / p.query_heads, i, bh % p.query_heads));
     }
   });
@@ -535,7 +535,7 @@ PassCounts backward(const BackwardStep& step) {
         Task(step, w, carve_scratch(step.plan, scratch), operands, ticket % planes, ticket / planes)
             .run(own);
       });
-  if (step.last) finish_queries(step, w);
+  if (step.last) finish_queries(step, w, operands.kernels);
   counts.flops = flops(p, Pass::kBackward, counts.pairs);
   return counts;
 }

@@ -99,22 +99,19 @@ int threads(const Plan& plan) {
 
 Operands::Operands(const Plan& plan)
     : kernels(*cpu::kernels(plan.options().backend)),
-      format(plan.problem().dtype == DType::kBFloat16  ? Format::kBFloat16
-             : plan.problem().dtype == DType::kFloat16 ? Format::kFloat16
-                                                       : Format::kFloat32),
+      format(format_of(plan.problem().dtype)),
       pairs(format == Format::kBFloat16 && kernels.pair_rows != nullptr) {}
 
-void narrow(const float* x, std::int64_t n, float factor, const TensorView& out, std::int64_t at) {
-  if (out.dtype == DType::kFloat32) {
-    auto* to = static_cast<float*>(out.data) + at;
-    for (std::int64_t d = 0; d < n; ++d) to[d] = x[d] * factor;
-  } else if (out.dtype == DType::kBFloat16) {
-    auto* to = static_cast<std::uint16_t*>(out.data) + at;
-    for (std::int64_t d = 0; d < n; ++d) to[d] = float_to_bf16(x[d] * factor);
-  } else {
-    auto* to = static_cast<std::uint16_t*>(out.data) + at;
-    for (std::int64_t d = 0; d < n; ++d) to[d] = float_to_f16(x[d] * factor);
-  }
+Format format_of(DType dtype) {
+  return dtype == DType::kBFloat16  ? Format::kBFloat16
+         : dtype == DType::kFloat16 ? Format::kFloat16
+                                    : Format::kFloat32;
+}
+
+void narrow(const KernelTable& kernels, const float* x, std::int64_t n, float factor,
+            const TensorView& out, std::int64_t at) {
+  kernels.narrow({format_of(out.dtype), x, n, factor,
+                  static_cast<std::byte*>(out.data) + at * size_of(out.dtype)});
 }
 
 Range visible_keys(const TileBits& bits, Range rows) {
@@ -186,6 +183,7 @@ void CpuBackend::accumulate(std::byte* sum, const std::byte* part, std::int64_t 
 void CpuBackend::store(const std::byte* sum, TensorView out, Executor& executor, Stream) const {
   if (out.elements() == 0) return;
   constexpr std::int64_t kRows = 64;
+  const cpu::KernelTable& k = *cpu::kernels("cpu");
   const auto* from = reinterpret_cast<const float*>(sum);
   const std::int64_t heads = out.dim(2);
   const std::int64_t dim = out.dim(3);
@@ -196,7 +194,7 @@ void CpuBackend::store(const std::byte* sum, TensorView out, Executor& executor,
     for (std::int64_t i = task % chunks * kRows; i < end; ++i) {
       for (std::int64_t g = 0; g < heads; ++g) {
         const float* row = from + ((b * out.dim(1) + i) * heads + g) * dim;
-        cpu::narrow(row, dim, 1.0F, out, offset(out, b, i, g));
+        cpu::narrow(k, row, dim, 1.0F, out, offset(out, b, i, g));
       }
     }
   });

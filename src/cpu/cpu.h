@@ -61,8 +61,11 @@ struct Operands {
   bool right(Widen w) const { return pairs ? kernels.pair_rows(w) : kernels.widen(w); }
 };
 
-/// out[i][j] = zero-rounded once: n floats, times factor, to element `at` of a view.
-void narrow(const float* x, std::int64_t n, float factor, const TensorView& out, std::int64_t at);
+Format format_of(DType dtype);
+
+/// A row of n floats, times factor and rounded once, to element `at` of a view.
+void narrow(const KernelTable& kernels, const float* x, std::int64_t n, float factor,
+            const TensorView& out, std::int64_t at);
 
 /// The keys that any of these rows of a masked tile sees: from a multiple of 64 to the last one.
 Range visible_keys(const TileBits& bits, Range rows);

@@ -276,7 +276,7 @@ class Unit {
       }
     }
     for (std::int64_t r = 0; r < tile_.rows; ++r) {
-      narrow(x_.acc + r * width_, p_.value_dim, s_.factor[r], step_.out,
+      narrow(k_, x_.acc + r * width_, p_.value_dim, s_.factor[r], step_.out,
              b_ * step_.out.stride(0) + (tile_.row + r) * step_.out.stride(1) +
                  h_ * step_.out.stride(2));
     }

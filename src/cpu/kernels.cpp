@@ -53,6 +53,7 @@ extern const KernelTable RINGATTN_JOIN(kernels_, RINGATTN_ISA) = {RINGATTN_TEXT(
                                                                   widen,
                                                                   widen_transposed,
                                                                   pair_rows,
+                                                                  narrow,
                                                                   scale_rows,
                                                                   add,
                                                                   test_exp2,

@@ -92,6 +92,15 @@ struct Widen {
   std::int64_t dst_row;
 };
 
+/// dst[i] = x[i] * factor, rounded once, i < n.
+struct Narrow {
+  Format format;
+  const float* x;
+  std::int64_t n;
+  float factor;
+  void* dst;
+};
+
 struct KernelTable {
   const char* isa;
   void (*product)(const Product&);
@@ -107,6 +116,7 @@ struct KernelTable {
   /// dst[i][j] = the word of src(2i, j) and src(2i + 1, j), bfloat16 only. Null: this instruction
   /// set has no dot products of pairs, and nothing here takes `pairs`.
   bool (*pair_rows)(const Widen&);
+  void (*narrow)(const Narrow&);
   /// x[i][j] *= factor[i], j < n (a multiple of 16).
   void (*scale_rows)(float* x, std::int64_t row, std::int64_t rows, std::int64_t n,
                      const float* factor);

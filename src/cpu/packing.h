@@ -194,6 +194,28 @@ bool widen_transposed(const Widen& w) {
   return widen_columns<Format::kFloat32>(w);
 }
 
+template <Format kFormat>
+void narrow_row(const Narrow& row) {
+  for (std::int64_t j = 0; j < row.n; j += kLanes) {
+    const F x = load_some(row.x + j, row.n - j) * row.factor;
+    if constexpr (kFormat == Format::kFloat32) {
+      store_some(static_cast<float*>(row.dst) + j, x, row.n - j);
+    } else {
+      store_some(static_cast<std::uint16_t*>(row.dst) + j,
+                 kFormat == Format::kBFloat16 ? narrow_bf16(x) : narrow_f16(x), row.n - j);
+    }
+  }
+}
+
+void narrow(const Narrow& row) {
+  switch (row.format) {
+    case Format::kBFloat16: return narrow_row<Format::kBFloat16>(row);
+    case Format::kFloat16: return narrow_row<Format::kFloat16>(row);
+    case Format::kFloat32: break;
+  }
+  narrow_row<Format::kFloat32>(row);
+}
+
 }  // namespace
 }  // namespace ringattn::cpu
 // NOLINTEND(google-build-namespaces, misc-definitions-in-headers)

@@ -76,6 +76,10 @@ inline void store_some(float* p, F x, std::int64_t n) {
   if (n >= kLanes) return store(p, x);
   __builtin_memcpy(p, &x, static_cast<std::size_t>(n) * sizeof(float));
 }
+inline void store_some(std::uint16_t* p, H x, std::int64_t n) {
+  if (n >= kLanes) return store(p, x);
+  __builtin_memcpy(p, &x, static_cast<std::size_t>(n) * sizeof(std::uint16_t));
+}
 inline F splat(float x) { return x - F{}; }
 inline I splat_int(std::int32_t x) { return x - I{}; }
 inline F as_float(I x) { return reinterpret_cast<F>(x); }
@@ -235,6 +239,28 @@ inline F widen_f16(const std::uint16_t* p) {
   const U bits = reinterpret_cast<U>(scaled) | special | (h & 0x8000U) << 16;
   return reinterpret_cast<F>(bits);
 #endif
+}
+
+/// float to 16-bit formats, to nearest, ties to even; dtype.h has the same for one value.
+inline H narrow_bf16(F x) {
+  const auto bits = reinterpret_cast<U>(x);
+  const auto nan = reinterpret_cast<U>((bits & 0x7FFFFFFFU) > 0x7F800000U);
+  const U rounded = (bits + 0x7FFFU + (bits >> 16 & 1U)) >> 16;
+  return __builtin_convertvector((nan & (bits >> 16 | 0x40U)) | (~nan & rounded), H);
+}
+
+inline H narrow_f16(F x) {
+  const auto bits = reinterpret_cast<U>(x);
+  const U magnitude = bits & 0x7FFFFFFFU;
+  const auto small = reinterpret_cast<U>(magnitude < 0x38800000U);   // subnormal: below 2^-14
+  const auto large = reinterpret_cast<U>(magnitude >= 0x477FF000U);  // infinity: from 65520
+  const auto nan = reinterpret_cast<U>(magnitude > 0x7F800000U);
+  const U normal = ((magnitude + 0xFFFU + (magnitude >> 13 & 1U)) >> 13) - ((127U - 15U) << 10);
+  const F units = reinterpret_cast<F>(magnitude) * 0x1p24F + 0x1p23F;  // rounds to even
+  const U subnormal = reinterpret_cast<U>(units) & 0x7FFFU;
+  U h = (small & subnormal) | (~small & normal);
+  h = (large & (0x7C00U | (nan & 0x200U))) | (~large & h);
+  return __builtin_convertvector(h | (bits >> 16 & 0x8000U), H);
 }
 
 // ---- pairs of bfloat16

@@ -347,6 +347,35 @@ TEST_P(Kernels, SoftmaxKeepsItsStateOverTilesAndIgnoresMaskedScores) {
   EXPECT_EQ(second[4], 0.0F);
 }
 
+/// Against the conversion of one value, over floats of every exponent, at row ends of every length.
+TEST_P(Kernels, NarrowRoundsAsOneValueDoes) {
+  constexpr int kMost = 21;
+  std::vector<float> x(kMost);
+  std::vector<std::uint16_t> y(kMost + 1);
+  int n = 0;
+  for (std::uint64_t bits = 0; bits <= 0xFFFFFFFFU; n = n % kMost + 1) {
+    for (int i = 0; i < n; ++i, bits += 4099) {
+      x[i] = std::bit_cast<float>(static_cast<std::uint32_t>(bits));
+    }
+    for (const auto& [dtype, format] : kFormats) {
+      std::fill(y.begin(), y.end(), 0x1234);
+      table().narrow({format, x.data(), n, 1.0F, y.data()});
+      for (int i = 0; i < n; ++i) {
+        const std::uint16_t one =
+            dtype == DType::kBFloat16 ? float_to_bf16(x[i]) : float_to_f16(x[i]);
+        ASSERT_EQ(y[i], one) << name(dtype) << " of " << x[i];
+      }
+      ASSERT_EQ(y[n], 0x1234) << "beyond the end";
+    }
+  }
+  std::vector<float> z(kMost);
+  table().narrow({Format::kFloat32, x.data(), kMost - 1, 3.0F, z.data()});
+  for (int i = 0; i < kMost; ++i) {
+    const float product = i < kMost - 1 ? x[i] * 3.0F : 0.0F;
+    EXPECT_TRUE(z[i] == product || std::isnan(product)) << x[i];
+  }
+}
+
 TEST_P(Kernels, AReferenceThatIsNearlyTheMaximumStays) {
   std::vector<float> s(32, 5.0F);
   float max = 3.0F;
@@ -372,17 +401,16 @@ TEST_P(Kernels, AReferenceThatIsNearlyTheMaximumStays) {
 }
 
 TEST_P(Kernels, ScoresOfAnySizeAboveTheReferenceAreNotTakenForSmallOnes) {
-  for (const float large : {45.0F, 127.0F, 128.0F, 129.0F, 200.0F, 256.0F, 300.0F, 1e4F, 1e9F, 3e38F,
-                            std::numeric_limits<float>::infinity()}) {
+  for (const float large : {45.0F, 127.0F, 128.0F, 129.0F, 200.0F, 256.0F, 300.0F, 1e4F, 1e9F,
+                            3e38F, std::numeric_limits<float>::infinity()}) {
     std::vector<float> s(32, 1.0F);
     s[20] = large;
     float max = 0.0F;
     float sum = 1.0F;
     float factor = 1.0F;
-    EXPECT_EQ(
-        table().softmax_again(
-            {false, s.data(), 32, 1, 32, nullptr, 0, {kLn2, 0.0F}, &max, &sum, &factor}),
-        Trial::kSpoilt)
+    EXPECT_EQ(table().softmax_again(
+                  {false, s.data(), 32, 1, 32, nullptr, 0, {kLn2, 0.0F}, &max, &sum, &factor}),
+              Trial::kSpoilt)
         << large;
     EXPECT_EQ(sum, 1.0F);
   }
