@@ -88,7 +88,11 @@ RingJob::RingJob(const Problem& problem, const Options& options, const RingInput
                                                      problem_, options_);
     rank.memory = &memory_;
     rank.stream = memory_.make_stream();
-    rank.cut_inputs(inputs, options_.layout, settings_.ring, settings_.guard);
+    if (settings_.ring == 1 && settings_.guard == Guard::kNone && memory_.on_host()) {
+      rank.in = inputs;
+    } else {
+      rank.cut_inputs(inputs, options_.layout, settings_.ring, settings_.guard);
+    }
     rank.make_outputs(settings_, problem_);
   });
 }
@@ -159,8 +163,13 @@ RingResult RingJob::summary() const {
   return result;
 }
 
-RingResult RingJob::result() const {
+RingResult RingJob::finish() {
   RingResult result = summary();
+  for (const auto& rank : ranks_) {
+    rank->attention.reset();
+    rank->in = {};
+    rank->owned.clear();
+  }
   for (const auto& rank : ranks_) rank->fetch_outputs();
   const auto gather = [&](LocalTensor RingRank::*member, int seq_dim, std::int64_t length) {
     const ConstTensorView first = (ranks_[0].get()->*member).view();
@@ -199,7 +208,7 @@ RingResult run_on_ring(const Problem& problem, const Options& options, const Rin
   RingJob job(problem, options, inputs, settings);
   job.forward();
   if (settings.backward) job.backward();
-  return job.result();
+  return job.finish();
 }
 
 }  // namespace ringattn::support

@@ -62,8 +62,9 @@ struct RingResult {
 
 struct RingRank;  // ring_rank.h
 
-/// A ring whose ranks hold their shards, in the memory of the problem's device: run its passes as
-/// often as you like. Options' segment_ids and explicit_positions follow from the inputs. Throws
+/// A ring whose ranks hold their shards, in the memory of the problem's device; a single one on the
+/// host reads the inputs where they lie, so let them live as long. Run its passes as often as you
+/// like. Options' segment_ids and explicit_positions follow from the inputs. Throws
 /// what the rank threw that failed by itself, not its peers' complaints about it. With `guarded`, a
 /// write outside an output is an Error(kInternal).
 class RingJob {
@@ -80,8 +81,8 @@ class RingJob {
   /// Everything but the tensors.
   RingResult summary() const;
 
-  /// What the passes wrote, too.
-  RingResult result() const;
+  /// What the passes wrote, too. Frees inputs and workspaces first: nothing runs after it.
+  RingResult finish();
 
  private:
   template <class Work>
