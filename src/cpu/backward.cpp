@@ -490,11 +490,12 @@ void finish_queries(const BackwardStep& step, const Pieces& w, const KernelTable
   const Problem& p = step.plan.problem();
   const std::int64_t seq = step.query.dim(1);
   const std::int64_t row = padded(p.head_dim);
+  const float scale = step.plan.scale();
   for_chunks(step, [&](std::int64_t bh, Range rows) {
-    for (std::int64_t i = rows.begin; i < rows.end; ++i) {
-      narrow(k, w.dquery + (bh * seq + i) * row, p.head_dim, step.plan.scale(), step.dquery,
-             offset(step.dquery, bh / p.query_heads, i, bh % p.query_heads));
-    }
+    const std::int64_t at = offset(step.dquery, bh / p.query_heads, rows.begin, bh % p.query_heads);
+    k.narrow({format_of(step.dquery.dtype), w.dquery + (bh * seq + rows.begin) * row, row,
+              rows.end - rows.begin, p.head_dim, &scale, 0, element(step.dquery, at),
+              step.dquery.stride(1)});
   });
 }
 

@@ -108,12 +108,6 @@ Format format_of(DType dtype) {
                                     : Format::kFloat32;
 }
 
-void narrow(const KernelTable& kernels, const float* x, std::int64_t n, float factor,
-            const TensorView& out, std::int64_t at) {
-  kernels.narrow({format_of(out.dtype), x, n, factor,
-                  static_cast<std::byte*>(out.data) + at * size_of(out.dtype)});
-}
-
 Range visible_keys(const TileBits& bits, Range rows) {
   Range keys;
   for (std::int64_t w = 0; w < bits.words; ++w) {
@@ -191,11 +185,12 @@ void CpuBackend::store(const std::byte* sum, TensorView out, Executor& executor,
   executor.run(out.dim(0) * chunks, [&](std::int64_t task) {
     const std::int64_t b = task / chunks;
     const std::int64_t end = std::min((task % chunks + 1) * kRows, out.dim(1));
-    for (std::int64_t i = task % chunks * kRows; i < end; ++i) {
-      for (std::int64_t g = 0; g < heads; ++g) {
-        const float* row = from + ((b * out.dim(1) + i) * heads + g) * dim;
-        cpu::narrow(k, row, dim, 1.0F, out, offset(out, b, i, g));
-      }
+    const std::int64_t i = task % chunks * kRows;
+    const float one = 1.0F;
+    for (std::int64_t g = 0; g < heads; ++g) {
+      k.narrow({cpu::format_of(out.dtype), from + ((b * out.dim(1) + i) * heads + g) * dim,
+                heads * dim, end - i, dim, &one, 0, cpu::element(out, offset(out, b, i, g)),
+                out.stride(1)});
     }
   });
 }

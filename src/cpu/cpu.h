@@ -5,6 +5,7 @@
 
 #include "backend.h"
 #include "cpu/kernels.h"
+#include "dtype.h"
 
 namespace ringattn {
 
@@ -63,9 +64,10 @@ struct Operands {
 
 Format format_of(DType dtype);
 
-/// A row of n floats, times factor and rounded once, to element `at` of a view.
-void narrow(const KernelTable& kernels, const float* x, std::int64_t n, float factor,
-            const TensorView& out, std::int64_t at);
+/// Where element `at` of a view lies.
+inline std::byte* element(const TensorView& v, std::int64_t at) {
+  return static_cast<std::byte*>(v.data) + at * size_of(v.dtype);
+}
 
 /// The keys that any of these rows of a masked tile sees: from a multiple of 64 to the last one.
 Range visible_keys(const TileBits& bits, Range rows);

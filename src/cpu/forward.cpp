@@ -10,6 +10,7 @@
 #include "counts.h"
 #include "cpu/cpu.h"
 #include "cpu/tickets.h"
+#include "dtype.h"
 #include "merge.h"
 #include "workspace.h"
 
@@ -100,29 +101,32 @@ Pieces carve(const Plan& plan, Carver& carver) {
   return w;
 }
 
-/// Packs the step's keys and values.
-void pack(const ForwardStep& step, const Pieces& w, const Operands& operands) {
+/// Packs keys and values of tile j of a plane, a (batch row, kv head), as tile n.
+void pack_tile(const ForwardStep& step, const Pieces& w, const Operands& operands,
+               std::int64_t plane, std::int64_t j, std::int64_t n) {
   const Problem& p = step.plan.problem();
   const Tiling& tiles = step.schedule.keys;
-  const std::int64_t count = tiles.count();
+  const Tile tile = tiles[j];
   const Format from = operands.format;
-  step.executor.run(p.batch * p.kv_heads * count, [&](std::int64_t n) {
-    const Tile tile = tiles[n % count];
-    const std::int64_t b = n / count / p.kv_heads;
-    const std::int64_t g = n / count % p.kv_heads;
-    const std::int64_t size = p.dtype == DType::kFloat32 ? 4 : 2;
-    const auto at = [&](const ConstTensorView& v) {
-      return static_cast<const std::byte*>(v.data) +
-             (b * v.stride(0) + tile.row * v.stride(1) + g * v.stride(2)) * size;
-    };
-    operands.right_transposed({false, from, at(step.key), step.key.stride(1), tile.rows, p.head_dim,
-                               w.keys + n * key_size(step.plan, operands), row_stride(tiles.size)});
-    w.finite[n] =
-        operands.right({false, from, at(step.value), step.value.stride(1), tile.rows, p.value_dim,
-                        w.values + n * value_size(step.plan, operands), row_stride(p.value_dim)})
-            ? 1
-            : 0;
-  });
+  const auto at = [&](const ConstTensorView& v) {
+    return static_cast<const std::byte*>(v.data) +
+           offset(v, plane / p.kv_heads, tile.row, plane % p.kv_heads) * size_of(v.dtype);
+  };
+  operands.right_transposed({false, from, at(step.key), step.key.stride(1), tile.rows, p.head_dim,
+                             w.keys + n * key_size(step.plan, operands), row_stride(tiles.size)});
+  w.finite[n] =
+      operands.right({false, from, at(step.value), step.value.stride(1), tile.rows, p.value_dim,
+                      w.values + n * value_size(step.plan, operands), row_stride(p.value_dim)})
+          ? 1
+          : 0;
+}
+
+/// Packs all of the step's keys and values.
+void pack(const ForwardStep& step, const Pieces& w, const Operands& operands) {
+  const Problem& p = step.plan.problem();
+  const std::int64_t count = step.schedule.keys.count();
+  step.executor.run(p.batch * p.kv_heads * count,
+                    [&](std::int64_t n) { pack_tile(step, w, operands, n / count, n % count, n); });
 }
 
 /// Rows of a masked tile that are worked on together: each group goes as far as its own keys.
@@ -132,7 +136,8 @@ constexpr std::int64_t kMaskedRows = 24;
 class Unit {
  public:
   Unit(const ForwardStep& step, const Pieces& pieces, const Scratch& scratch,
-       const UnitScratch& own, const Operands& operands, std::int64_t bh, std::int64_t i)
+       const UnitScratch& own, const Operands& operands, std::int64_t packed, std::int64_t bh,
+       std::int64_t i)
       : step_(step),
         p_(step.plan.problem()),
         w_(pieces),
@@ -142,8 +147,8 @@ class Unit {
         k_(operands.kernels),
         b_(bh / p_.query_heads),
         h_(bh % p_.query_heads),
-        g_(h_ / (p_.query_heads / p_.kv_heads)),
         tile_(step.schedule.queries[i]),
+        packed_(packed),
         i_(i),
         width_(padded(p_.value_dim)),
         row_(bh * step.schedule.queries.positions.size() + tile_.row) {
@@ -166,8 +171,10 @@ class Unit {
     counts.pairs += masked ? bits.pairs : tile_.rows * keys.rows;
     if (!masked) {
       attend_rows(j, {0, tile_.rows}, {0, keys.rows}, nullptr, fetch);
+      empty_ = false;
       return;
     }
+    clear();
     for (std::int64_t r = 0; r < tile_.rows; r += kMaskedRows) {
       const Range rows{r, std::min(r + kMaskedRows, tile_.rows)};
       const Range seen = visible_keys(bits, rows);
@@ -176,6 +183,7 @@ class Unit {
   }
 
   void finish() {
+    clear();
     if (step_.last) finish_rows();
   }
 
@@ -196,16 +204,22 @@ class Unit {
       x_.max = w_.max + row_;
       x_.sum = w_.sum + row_;
     }
+    empty_ = step_.first;
     if (step_.first) {
-      std::fill_n(x_.acc, tile_.rows * width_, 0.0F);
       std::fill_n(x_.max, tile_.rows, -kInfinity<float>);
       std::fill_n(x_.sum, tile_.rows, 0.0F);
     }
   }
 
+  /// Zeros to add to, if no product has written all rows of acc yet.
+  void clear() {
+    if (empty_) std::fill_n(x_.acc, tile_.rows * width_, 0.0F);
+    empty_ = false;
+  }
+
   /// Rows of this tile against keys of tile j. bits: of the whole tile, or null.
   void attend_rows(std::int64_t j, Range rows, Range keys, const TileBits* bits, bool fetch) {
-    const std::int64_t n = (b_ * p_.kv_heads + g_) * step_.schedule.keys.count() + j;
+    const std::int64_t n = packed_ + j;
     const std::int64_t key_floats = key_size(step_.plan, o_);
     const std::int64_t value_floats = value_size(step_.plan, o_);
     const std::int64_t stride = row_stride(step_.schedule.keys.size);
@@ -248,7 +262,7 @@ class Unit {
     if (trial != Trial::kDone) {
       if (trial == Trial::kSpoilt) k_.product(scores);
       k_.softmax(weights);
-      k_.scale_rows(acc, width_, m, width_, s_.factor);
+      if (!empty_) k_.scale_rows(acc, width_, m, width_, s_.factor);
     }
     const float* values = w_.values + n * value_floats + o_.words(keys.begin) * value_row;
     if (bits != nullptr && w_.finite[n] == 0) {
@@ -256,7 +270,7 @@ class Unit {
                        p_.value_dim, acc, width_});
     } else {
       k_.product({o_.pairs, s_.s, stride, false, values, value_row, acc, width_, m, width_,
-                  o_.words(count), true, next_values, fetch ? value_floats * 4 : 0});
+                  o_.words(count), !empty_, next_values, fetch ? value_floats * 4 : 0});
     }
   }
 
@@ -275,11 +289,8 @@ class Unit {
         static_cast<float*>(step_.lse.data)[at] = result.lse;
       }
     }
-    for (std::int64_t r = 0; r < tile_.rows; ++r) {
-      narrow(k_, x_.acc + r * width_, p_.value_dim, s_.factor[r], step_.out,
-             b_ * step_.out.stride(0) + (tile_.row + r) * step_.out.stride(1) +
-                 h_ * step_.out.stride(2));
-    }
+    k_.narrow({format_of(step_.out.dtype), x_.acc, width_, tile_.rows, p_.value_dim, s_.factor, 1,
+               element(step_.out, offset(step_.out, b_, tile_.row, h_)), step_.out.stride(1)});
   }
 
   const ForwardStep& step_;
@@ -289,9 +300,11 @@ class Unit {
   UnitScratch x_;
   const Operands& o_;
   const KernelTable& k_;
-  std::int64_t b_, h_, g_;
+  std::int64_t b_, h_;
   Tile tile_;
+  std::int64_t packed_;  // the first packed tile of its keys
   std::int64_t i_, width_, row_;
+  bool empty_ = true;  // acc is not written yet
 };
 
 /// How units are spread over tasks. A plane is a (batch row, kv head): its units share keys and
@@ -309,24 +322,34 @@ struct Tasks {
   }
   std::int64_t count() const { return planes * per_plane; }
 
+  /// A plane's only task packs its keys itself, to read them while they are near.
+  bool pack() const { return per_plane == 1; }
+
   /// The units of a plane's task t, as even a share as there is.
   Range of(std::int64_t t) const { return {t * units / per_plane, (t + 1) * units / per_plane}; }
 };
 
 /// A task: units of one plane past all of their key tiles.
 void run_task(const ForwardStep& step, const Pieces& w, const Operands& operands,
-              const Tasks& tasks, const Scratch& scratch, std::int64_t ticket, PassCounts& counts) {
+              const Tasks& tasks, const Scratch& scratch, std::int64_t worker, std::int64_t ticket,
+              PassCounts& counts) {
   // Late query tiles first: under a causal mask they are the longest.
   const std::int64_t plane = ticket % tasks.planes;
   const Range share = tasks.of(tasks.per_plane - 1 - ticket / tasks.planes);
   const std::int64_t first = share.begin;
+  const std::int64_t key_tiles = step.schedule.keys.count();
+  const std::int64_t packed = (tasks.pack() ? worker : plane) * key_tiles;
+  for (std::int64_t j = 0; tasks.pack() && j < key_tiles; ++j) {
+    pack_tile(step, w, operands, plane, j, packed + j);
+  }
   const std::int64_t count = share.end - share.begin;
   std::optional<Unit> units[kUnits];
   TileRanges ranges[kUnits];
   Range all[2] = {{INT64_MAX, 0}, {INT64_MAX, 0}};
   for (std::int64_t u = 0; u < count; ++u) {
     const std::int64_t head = plane * tasks.group + (first + u) % tasks.group;
-    units[u].emplace(step, w, scratch, scratch.units[u], operands, head, (first + u) / tasks.group);
+    units[u].emplace(step, w, scratch, scratch.units[u], operands, packed, head,
+                     (first + u) / tasks.group);
     ranges[u] = units[u]->visited();
     for (int run = 0; run < 2; ++run) {
       if (ranges[u].visited[run].empty()) continue;
@@ -369,13 +392,13 @@ PassCounts forward(const ForwardStep& step) {
     w.max = w.acc + rows * padded(p.value_dim);
     w.sum = w.max + rows;
   }
-  pack(step, w, operands);
   const Tasks tasks(step, step.executor.threads());
+  if (!tasks.pack()) pack(step, w, operands);
   PassCounts counts = run_tickets(
       step.executor, tasks.count(), [&](std::int64_t worker, std::int64_t ticket, PassCounts& own) {
         Carver scratch(
             {w.scratch + static_cast<std::size_t>(worker) * w.scratch_bytes, w.scratch_bytes});
-        run_task(step, w, operands, tasks, carve_scratch(step.plan, scratch), ticket, own);
+        run_task(step, w, operands, tasks, carve_scratch(step.plan, scratch), worker, ticket, own);
       });
   counts.flops = flops(p, Pass::kForward, counts.pairs);
   return counts;

@@ -92,13 +92,16 @@ struct Widen {
   std::int64_t dst_row;
 };
 
-/// dst[i] = x[i] * factor, rounded once, i < n.
+/// dst[i][j] = x[i][j] * factor[i * factor_step], rounded once, i < rows, j < n.
 struct Narrow {
   Format format;
   const float* x;
-  std::int64_t n;
-  float factor;
+  std::int64_t x_row;
+  std::int64_t rows, n;
+  const float* factor;
+  std::int64_t factor_step;  // 0: the same for all
   void* dst;
+  std::int64_t dst_row;  // elements between rows
 };
 
 struct KernelTable {

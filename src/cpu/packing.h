@@ -195,25 +195,31 @@ bool widen_transposed(const Widen& w) {
 }
 
 template <Format kFormat>
-void narrow_row(const Narrow& row) {
-  for (std::int64_t j = 0; j < row.n; j += kLanes) {
-    const F x = load_some(row.x + j, row.n - j) * row.factor;
-    if constexpr (kFormat == Format::kFloat32) {
-      store_some(static_cast<float*>(row.dst) + j, x, row.n - j);
-    } else {
-      store_some(static_cast<std::uint16_t*>(row.dst) + j,
-                 kFormat == Format::kBFloat16 ? narrow_bf16(x) : narrow_f16(x), row.n - j);
+void narrow_rows(const Narrow& to) {
+  using Element = std::conditional_t<kFormat == Format::kFloat32, float, std::uint16_t>;
+  for (std::int64_t i = 0; i < to.rows; ++i) {
+    const float* row = to.x + i * to.x_row;
+    const float factor = to.factor[i * to.factor_step];
+    auto* dst = static_cast<Element*>(to.dst) + i * to.dst_row;
+    for (std::int64_t j = 0; j < to.n; j += kLanes) {
+      const F x = load_some(row + j, to.n - j) * factor;
+      if constexpr (kFormat == Format::kFloat32) {
+        store_some(dst + j, x, to.n - j);
+      } else {
+        store_some(dst + j, kFormat == Format::kBFloat16 ? narrow_bf16(x) : narrow_f16(x),
+                   to.n - j);
+      }
     }
   }
 }
 
-void narrow(const Narrow& row) {
-  switch (row.format) {
-    case Format::kBFloat16: return narrow_row<Format::kBFloat16>(row);
-    case Format::kFloat16: return narrow_row<Format::kFloat16>(row);
+void narrow(const Narrow& to) {
+  switch (to.format) {
+    case Format::kBFloat16: return narrow_rows<Format::kBFloat16>(to);
+    case Format::kFloat16: return narrow_rows<Format::kFloat16>(to);
     case Format::kFloat32: break;
   }
-  narrow_row<Format::kFloat32>(row);
+  narrow_rows<Format::kFloat32>(to);
 }
 
 }  // namespace

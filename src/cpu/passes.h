@@ -61,8 +61,8 @@ struct Units {
 /// back first.
 inline bool products_are_ordered(const Scoring& s) { return s.cap == 0.0F && s.scale > 0.0F; }
 
-/// The largest product of the visible columns of a row. Hidden ones become -inf.
-inline float top_product(float* s, const std::uint64_t* bits, std::int64_t keys) {
+/// In its lanes, the largest products of the visible columns of a row. Hidden ones become -inf.
+inline F top_product(float* s, const std::uint64_t* bits, std::int64_t keys) {
   const std::int64_t free = unmasked(bits, keys);
   F top = splat(kMinusInfinity);
   std::int64_t j = 0;
@@ -72,12 +72,12 @@ inline float top_product(float* s, const std::uint64_t* bits, std::int64_t keys)
     store(s + j, x);
     top = max(top, x);
   }
-  return max_lanes(top);
+  return top;
 }
 
-/// Scales, caps and masks one row in place; its maximum.
+/// Scales, caps and masks one row in place; in its lanes, the largest scores.
 template <bool kCap>
-float top_score(float* s, const std::uint64_t* bits, std::int64_t keys, const Units& units) {
+F top_score(float* s, const std::uint64_t* bits, std::int64_t keys, const Units& units) {
   const std::int64_t free = unmasked(bits, keys);
   F top = splat(kMinusInfinity);
   for (std::int64_t j = 0; j < padded(keys); j += kLanes) {
@@ -87,7 +87,7 @@ float top_score(float* s, const std::uint64_t* bits, std::int64_t keys, const Un
     store(s + j, x);
     top = max(top, x);
   }
-  return max_lanes(top);
+  return top;
 }
 
 /// Their sum, by halves: additions that do not wait for each other.
@@ -154,22 +154,25 @@ inline F weigh_rows(const SoftmaxTile& t, std::int64_t begin, std::int64_t rows,
 }
 
 /// The largest scores of rows [begin, begin + rows), in log2 units; scores are then ready for
-/// weigh_row with the factor that is returned.
+/// weigh_rows with the factor.
 inline F top_of_rows(const SoftmaxTile& t, const Units& units, std::int64_t begin,
-                     std::int64_t rows, float* top) {
+                     std::int64_t rows, F& factor) {
   const bool ordered = products_are_ordered(t.scoring);
+  factor = ordered ? units.inner : splat(1.0F);
+  F tops[kLanes];
+  for (std::int64_t i = rows; i < kLanes; ++i) tops[i] = F{};
   for (std::int64_t i = 0; i < rows; ++i) {
     float* s = t.s + (begin + i) * t.stride;
     const std::uint64_t* bits = row_bits(t.bits, t.words, begin + i);
     if (ordered) {
-      top[i] = top_product(s, bits, t.keys) * units.inner[0];
+      tops[i] = top_product(s, bits, t.keys);
     } else if (t.scoring.cap == 0.0F) {
-      top[i] = top_score<false>(s, bits, t.keys, units);
+      tops[i] = top_score<false>(s, bits, t.keys, units);
     } else {
-      top[i] = top_score<true>(s, bits, t.keys, units);
+      tops[i] = top_score<true>(s, bits, t.keys, units);
     }
   }
-  return ordered ? units.inner : splat(1.0F);
+  return max_rows(tops) * factor;
 }
 
 /// kLanes rows at a time: their maxima and factors are one vector, and no row's exponentials wait
@@ -179,13 +182,13 @@ void softmax_of(const SoftmaxTile& t) {
   const Units units(t.scoring);
   for (std::int64_t begin = 0; begin < t.rows; begin += kLanes) {
     const std::int64_t rows = t.rows - begin < kLanes ? t.rows - begin : kLanes;
-    float top[kLanes] = {};
     float shift[kLanes];
-    const F factor = top_of_rows(t, units, begin, rows, top);
+    F factor;
+    const F top = top_of_rows(t, units, begin, rows, factor);
     // A maximum that grows by little stays the reference: nothing has to be multiplied then. If the
     // new one is NaN, the sum will say so.
     const F before = load_some(t.max + begin, rows);
-    const F now = select(at_least(load(top), before + kSlack), load(top), before);
+    const F now = select(at_least(top, before + kSlack), top, before);
     const F against =
         select(at_least(splat(kMinusInfinity), now), F{}, now);  // merge.h: reference()
     store(shift, against);

@@ -157,20 +157,15 @@ inline float sum_lanes(F x) {
   return x[0];
 }
 
-inline float max_lanes(F x) {
-#pragma GCC unroll 4
-  for (int width = kLanes / 2; width > 0; width /= 2) x = max(x, exchange(x, width));
-  return x[0];
-}
-
 template <int... kIndex>
 inline void interleave(F a, F b, F& low, F& high, std::integer_sequence<int, kIndex...>) {
   low = __builtin_shufflevector(a, b, (kIndex / 2 + kIndex % 2 * kLanes)...);
   high = __builtin_shufflevector(a, b, (kLanes / 2 + kIndex / 2 + kIndex % 2 * kLanes)...);
 }
 
-/// Lane i is the sum of the lanes of x[i], in a fixed order.
-inline F sum_rows(F (&x)[kLanes]) {
+/// Lane i combines the lanes of x[i], in a fixed order.
+template <class Combine>
+inline F reduce_rows(F (&x)[kLanes], Combine combine) {
 #pragma GCC unroll 4
   for (int count = kLanes; count > 1; count /= 2) {
 #pragma GCC unroll 8
@@ -178,10 +173,18 @@ inline F sum_rows(F (&x)[kLanes]) {
       F low;
       F high;
       interleave(x[i], x[i + count / 2], low, high, std::make_integer_sequence<int, kLanes>());
-      x[i] = low + high;
+      x[i] = combine(low, high);
     }
   }
   return x[0];
+}
+
+inline F sum_rows(F (&x)[kLanes]) {
+  return reduce_rows(x, [](F a, F b) { return a + b; });
+}
+
+inline F max_rows(F (&x)[kLanes]) {
+  return reduce_rows(x, [](F a, F b) { return max(a, b); });
 }
 
 /// Rows to columns: log2(kLanes) perfect shuffles of the whole block.

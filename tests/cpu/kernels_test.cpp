@@ -352,6 +352,7 @@ TEST_P(Kernels, NarrowRoundsAsOneValueDoes) {
   constexpr int kMost = 21;
   std::vector<float> x(kMost);
   std::vector<std::uint16_t> y(kMost + 1);
+  const float factors[] = {1.0F, 3.0F};
   int n = 0;
   for (std::uint64_t bits = 0; bits <= 0xFFFFFFFFU; n = n % kMost + 1) {
     for (int i = 0; i < n; ++i, bits += 4099) {
@@ -359,7 +360,7 @@ TEST_P(Kernels, NarrowRoundsAsOneValueDoes) {
     }
     for (const auto& [dtype, format] : kFormats) {
       std::fill(y.begin(), y.end(), 0x1234);
-      table().narrow({format, x.data(), n, 1.0F, y.data()});
+      table().narrow({format, x.data(), n, 1, n, factors, 0, y.data(), n});
       for (int i = 0; i < n; ++i) {
         const std::uint16_t one =
             dtype == DType::kBFloat16 ? float_to_bf16(x[i]) : float_to_f16(x[i]);
@@ -368,12 +369,16 @@ TEST_P(Kernels, NarrowRoundsAsOneValueDoes) {
       ASSERT_EQ(y[n], 0x1234) << "beyond the end";
     }
   }
-  std::vector<float> z(kMost);
-  table().narrow({Format::kFloat32, x.data(), kMost - 1, 3.0F, z.data()});
-  for (int i = 0; i < kMost; ++i) {
-    const float product = i < kMost - 1 ? x[i] * 3.0F : 0.0F;
-    EXPECT_TRUE(z[i] == product || std::isnan(product)) << x[i];
-  }
+}
+
+TEST_P(Kernels, NarrowTakesAFactorForEachRowOrForAll) {
+  const float x[] = {1.0F, 2.0F, 3.0F, 4.0F};  // two rows of two
+  const float factors[] = {10.0F, 100.0F};
+  std::vector<float> y(6, -1.0F);  // rows three apart
+  table().narrow({Format::kFloat32, x, 2, 2, 2, factors, 1, y.data(), 3});
+  EXPECT_EQ(y, (std::vector{10.0F, 20.0F, -1.0F, 300.0F, 400.0F, -1.0F}));
+  table().narrow({Format::kFloat32, x, 2, 2, 2, factors, 0, y.data(), 3});
+  EXPECT_EQ(y, (std::vector{10.0F, 20.0F, -1.0F, 30.0F, 40.0F, -1.0F}));
 }
 
 TEST_P(Kernels, AReferenceThatIsNearlyTheMaximumStays) {
