@@ -308,34 +308,46 @@ class Unit {
 };
 
 /// How units are spread over tasks. A plane is a (batch row, kv head): its units share keys and
-/// values, all heads of the group for one query tile, then those for the next one.
+/// values, all heads of the group for one query tile, then those for the next one. Late query tiles
+/// come first, as they are the longest under a causal mask, several a task; the last tasks are of
+/// one unit, so that no thread waits long for another at the end.
 struct Tasks {
-  std::int64_t group, planes, units, per_plane;
+  std::int64_t group, planes, units;
+  std::int64_t single;  // of each plane's units
+  std::int64_t shared;  // tasks of a plane for the others
+  std::int64_t per_plane;
 
   Tasks(const ForwardStep& step, int threads)
       : group(step.plan.problem().query_heads / step.plan.problem().kv_heads),
         planes(step.plan.problem().batch * step.plan.problem().kv_heads),
         units(group * step.schedule.queries.count()),
-        per_plane(ceil_div(units, kUnits)) {
+        single(threads > 1 && units > kUnits ? std::min(units / 2, ceil_div(3 * threads, planes))
+                                             : 0),
+        shared(ceil_div(units - single, kUnits)) {
     // Smaller tasks rather than threads without one at the end.
-    while (per_plane < units && planes * per_plane % threads != 0) ++per_plane;
+    while (single == 0 && shared < units && planes * shared % threads != 0) ++shared;
+    per_plane = shared + single;
   }
   std::int64_t count() const { return planes * per_plane; }
 
   /// A plane's only task packs its keys itself, to read them while they are near.
   bool pack() const { return per_plane == 1; }
 
-  /// The units of a plane's task t, as even a share as there is.
-  Range of(std::int64_t t) const { return {t * units / per_plane, (t + 1) * units / per_plane}; }
+  /// The units of a task, in even shares where there are several.
+  Range units_of(std::int64_t task) const {
+    const std::int64_t t = per_plane - 1 - task / planes;
+    if (t < single) return {t, t + 1};
+    const std::int64_t rest = units - single;
+    return {single + (t - single) * rest / shared, single + (t - single + 1) * rest / shared};
+  }
 };
 
 /// A task: units of one plane past all of their key tiles.
 void run_task(const ForwardStep& step, const Pieces& w, const Operands& operands,
               const Tasks& tasks, const Scratch& scratch, std::int64_t worker, std::int64_t ticket,
               PassCounts& counts) {
-  // Late query tiles first: under a causal mask they are the longest.
   const std::int64_t plane = ticket % tasks.planes;
-  const Range share = tasks.of(tasks.per_plane - 1 - ticket / tasks.planes);
+  const Range share = tasks.units_of(ticket);
   const std::int64_t first = share.begin;
   const std::int64_t key_tiles = step.schedule.keys.count();
   const std::int64_t packed = (tasks.pack() ? worker : plane) * key_tiles;
