@@ -175,7 +175,8 @@ StepContext RingAttention::Impl::context(const Args& args, const PairSchedule& s
   return {plan,       schedule,    args.query,
           block.key,  block.value, args.sinks.present() ? w.head_sinks : nullptr,
           step.first, step.last,   w.backend,
-          *executor,  stream,      w.state};
+          *executor,  stream,      w.state,
+          !step.first};
 }
 
 PassCounts RingAttention::Impl::total(Pass pass, PassCounts counts, const Traffic& traffic) {

@@ -32,6 +32,7 @@ struct StepContext {
   Executor& executor;
   Stream stream;
   std::span<std::byte> state{};  // state_bytes(): written by the first step, kept until the last
+  bool continued = false;        // workspace is as the step before this one left it
 };
 
 struct ForwardStep : StepContext {

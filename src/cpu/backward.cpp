@@ -40,7 +40,7 @@ struct Pieces {
   float* lse;          // state, [B, H, Sq] log2 units, +inf where there is no weight
   float* delta;        // state, [B, H, Sq]
   Progress* progress;  // [B, H, query tiles]
-  PackedRows query;    // of D, for every key tile of this step
+  PackedRows query;    // of D, for every key tile of every step
   PackedRows dout;     // of Dv
   std::byte* scratch;
   std::size_t scratch_bytes;
@@ -241,7 +241,7 @@ void pack_tile(const Operands& o, const PackedRows& to, std::int64_t n, Widen w)
   o.right(w);
 }
 
-/// Packs the query and dout rows that all key tiles of this step take.
+/// Packs the query and dout rows that all key tiles take, of every step.
 void pack(const BackwardStep& step, const Pieces& w, const Operands& o) {
   const Problem& p = step.plan.problem();
   const std::int64_t tiles = step.schedule.queries.count();
@@ -521,7 +521,7 @@ PassCounts backward(const BackwardStep& step) {
   w.lse = w.dquery + state_rows(step.plan) * padded(p.head_dim);
   w.delta = w.lse + state_rows(step.plan);
   if (step.first) prepare(step, w);
-  pack(step, w, operands);
+  if (!step.continued) pack(step, w, operands);
   const std::int64_t heads = p.batch * p.query_heads;
   for (std::int64_t n = 0; n < heads * step.schedule.queries.count(); ++n) {
     std::construct_at(w.progress + n, -1);
