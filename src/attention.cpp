@@ -86,6 +86,8 @@ struct RingAttention::Impl {
   template <class Args>
   StepContext context(const Args& args, const PairSchedule& schedule, const KeyBlock& block,
                       const Step& step, const Workspace& w, Stream stream);
+  void share_block(const ForwardArgs& args, PairSchedule& schedule, const Workspace& w,
+                   Stream stream);
   PassCounts forward(const ForwardArgs& args, std::span<std::byte> given, Stream stream);
   PassCounts backward(const BackwardArgs& args, std::span<std::byte> given, Stream stream);
   void share_sink_gradients(const BackwardArgs& args, const Workspace& w, Stream stream);
@@ -179,6 +181,15 @@ StepContext RingAttention::Impl::context(const Args& args, const PairSchedule& s
           !step.first};
 }
 
+/// Before any peer receives this rank's block.
+void RingAttention::Impl::share_block(const ForwardArgs& args, PairSchedule& schedule,
+                                      const Workspace& w, Stream stream) {
+  if (w.shared_block.empty()) return;
+  const KeyBlock own = own_block(plan, args.key, args.value, w);
+  bind_keys(plan, plan.rank(), own, w, stream, schedule);
+  plan.backend().share_block(context(args, schedule, own, {}, w, stream), w.shared_block);
+}
+
 PassCounts RingAttention::Impl::total(Pass pass, PassCounts counts, const Traffic& traffic) {
   if (!memory.on_host()) {
     auto& known = planned[pass == Pass::kForward ? 0 : 1];
@@ -201,14 +212,18 @@ PassCounts RingAttention::Impl::forward(const ForwardArgs& args, std::span<std::
   TravellingBlocks blocks(ring, plan, w, stream);
   PassCounts counts;
   try {
-    const Traffic traffic =
-        run_ring(turn, blocks, nullptr,
-                 [&](const Step& step, std::span<const std::byte> message, std::span<std::byte>) {
-                   const KeyBlock block = block_of(args, step, message, w);
-                   bind_keys(plan, step.owner, block, w, stream, schedule);
-                   counts += plan.backend().forward(
-                       {context(args, schedule, block, step, w, stream), args.out, args.lse});
-                 });
+    share_block(args, schedule, w, stream);
+    const Traffic traffic = run_ring(
+        turn, blocks, nullptr,
+        [&](const Step& step, std::span<const std::byte> message, std::span<std::byte>) {
+          const KeyBlock block = block_of(args, step, message, w);
+          bind_keys(plan, step.owner, block, w, stream, schedule);
+          ForwardStep now{context(args, schedule, block, step, w, stream), args.out, args.lse};
+          if (!w.shared_block.empty()) {
+            now.shared = shared_block(step.offset == 0 ? w.own_block : message);
+          }
+          counts += plan.backend().forward(now);
+        });
     return total(Pass::kForward, counts, traffic);
   } catch (const std::exception& error) {
     ring.abort(error.what());

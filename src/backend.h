@@ -33,6 +33,7 @@ struct StepContext {
   Stream stream;
   std::span<std::byte> state{};  // state_bytes(): written by the first step, kept until the last
   bool continued = false;        // workspace is as the step before this one left it
+  const std::byte* shared = nullptr;  // this block as its owner's share_block() left it, or null
 };
 
 struct ForwardStep : StepContext {
@@ -88,6 +89,13 @@ class Backend {
   /// Bytes of StepContext::state: a multiple of the batch, so that batch rows can be its first
   /// dimension. Read and written as float or double, so aligned like those.
   virtual std::size_t state_bytes(const Plan&, Pass) const { return 0; }
+
+  /// Bytes of what share_block() writes, the same for every rank; 0: this backend shares nothing.
+  virtual std::size_t shared_block_bytes(const Plan&) const { return 0; }
+
+  /// Where ranks share memory: makes of the step's keys and values, once, by their owner, what
+  /// forward() of every rank wants to read.
+  virtual void share_block(const StepContext&, std::span<std::byte>) const {}
 
   /// Visible pairs and tiles of this step (hops and bytes are the ring's); nothing where
   /// memory() is not the host's, as the work is only enqueued.

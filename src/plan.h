@@ -116,6 +116,8 @@ class Plan {
   int rank() const { return rank_; }
   int world() const { return world_; }
   bool hands_over() const { return hands_over_; }
+  /// Do ranks read each other's memory?
+  bool shares_blocks() const { return world_ > 1 && hands_over_; }
   float scale() const { return scale_; }
   float soft_cap() const { return options_.logits_soft_cap.value_or(0.0F); }  // 0: none
   const CompiledMask& mask() const { return mask_; }

@@ -47,6 +47,7 @@ struct Workspace {
   double* head_sinks = nullptr;             // [H] logits, one per head
   double* head_dsinks = nullptr;            // [H] their gradients
   std::span<std::byte> own_block;           // this rank's K, V, ids, positions
+  std::span<std::byte> shared_block;        // follows own_block, if the ring hands over memory
   std::span<std::byte> received_blocks[2];  // unless the ring hands over memory
   std::span<std::byte> own_sums;            // dK, dV of this rank's block
   std::span<std::byte> parts[2];            // a step's part of another block's dK, dV
@@ -58,6 +59,13 @@ struct Workspace {
 };
 
 Workspace carve_workspace(const Plan& plan, Pass pass, Carver& carver);
+
+/// Backend::share_block() of a block's owner, by the block's message in a ring that hands over
+/// memory. Forward only.
+inline const std::byte* shared_block(std::span<const std::byte> message) {
+  return message.data() +
+         (message.size() + Carver::kAlignment - 1) / Carver::kAlignment * Carver::kAlignment;
+}
 
 /// The pieces of one step whose caller holds blocks, sums and state: tables of the schedule and
 /// the backend's scratch.

@@ -160,6 +160,14 @@ std::size_t CpuBackend::state_bytes(const Plan& plan, Pass pass) const {
   return pass == Pass::kForward ? cpu::forward_state(plan) : cpu::backward_state(plan);
 }
 
+std::size_t CpuBackend::shared_block_bytes(const Plan& plan) const {
+  return cpu::shared_block_bytes(plan);
+}
+
+void CpuBackend::share_block(const StepContext& step, std::span<std::byte> to) const {
+  cpu::share_block(step, to);
+}
+
 PassCounts CpuBackend::forward(const ForwardStep& step) const { return cpu::forward(step); }
 PassCounts CpuBackend::backward(const BackwardStep& step) const { return cpu::backward(step); }
 

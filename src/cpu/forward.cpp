@@ -17,14 +17,38 @@
 namespace ringattn::cpu {
 namespace {
 
+/// Where packed keys and values lie, in bytes, and how large their tiles are, in floats. In an
+/// owner's shared block or in the workspace: both are the same for every rank.
+struct PackedBlock {
+  std::size_t keys = 0;    // [B, G, key tiles] of [D, stride of N]
+  std::size_t values = 0;  // [B, G, key tiles] of [N, stride of Dv]
+  std::size_t finite = 0;  // [B, G, key tiles] bytes: all values are finite
+  std::size_t bytes = 0;
+  std::int64_t key_size = 0;
+  std::int64_t value_size = 0;
+
+  explicit PackedBlock(const Plan& plan);
+
+  template <class Byte>
+  auto* key_tile(Byte* at, std::int64_t n) const {
+    return floats(at + keys) + n * key_size;
+  }
+  template <class Byte>
+  auto* value_tile(Byte* at, std::int64_t n) const {
+    return floats(at + values) + n * value_size;
+  }
+
+ private:
+  static float* floats(std::byte* at) { return reinterpret_cast<float*>(at); }
+  static const float* floats(const std::byte* at) { return reinterpret_cast<const float*>(at); }
+};
+
 /// The pieces of StepContext::state and StepContext::workspace.
 struct Pieces {
   float* acc = nullptr;  // state, [B, H, Sq, padded Dv]; null in a ring of one
   float* max = nullptr;  // state, [B, H, Sq]
   float* sum = nullptr;  // state, [B, H, Sq]
-  float* keys;           // [B, G, key tiles] of [D, stride of N]
-  float* values;         // [B, G, key tiles] of [N, stride of Dv]
-  std::uint8_t* finite;  // [B, G, key tiles]: all values are finite
+  std::byte* packed;     // as PackedBlock; none if the block's owner shares its own
   std::byte* scratch;
   std::size_t scratch_bytes;
 };
@@ -57,12 +81,20 @@ std::int64_t key_tiles(const Plan& plan) {
   return most;
 }
 
-std::int64_t key_size(const Plan& plan, const Operands& o) {
-  return o.words(plan.problem().head_dim) * row_stride(plan.tiles(Pass::kForward).keys);
-}
-
-std::int64_t value_size(const Plan& plan, const Operands& o) {
-  return o.words(plan.tiles(Pass::kForward).keys) * row_stride(plan.problem().value_dim);
+PackedBlock::PackedBlock(const Plan& plan) {
+  const Problem& p = plan.problem();
+  const Operands o(plan);
+  const std::int64_t tile = plan.tiles(Pass::kForward).keys;
+  const std::int64_t tiles = p.batch * p.kv_heads * key_tiles(plan);
+  key_size = o.words(p.head_dim) * row_stride(tile);
+  value_size = o.words(tile) * row_stride(p.value_dim);
+  Carver carver;
+  carver.take_array<float>(tiles * key_size);
+  values = carver.used();
+  carver.take_array<float>(tiles * value_size);
+  finite = carver.used();
+  carver.take_array<std::uint8_t>(tiles);
+  bytes = carver.used();
 }
 
 Scratch carve_scratch(const Plan& plan, Carver& carver) {
@@ -88,12 +120,8 @@ std::int64_t state_rows(const Plan& plan) {
 }
 
 Pieces carve(const Plan& plan, Carver& carver) {
-  const Problem& p = plan.problem();
-  const std::int64_t panels = p.batch * p.kv_heads * key_tiles(plan);
   Pieces w{};
-  w.keys = carver.take_array<float>(panels * key_size(plan, Operands(plan)));
-  w.values = carver.take_array<float>(panels * value_size(plan, Operands(plan)));
-  w.finite = carver.take_array<std::uint8_t>(panels);
+  w.packed = carver.take(plan.shares_blocks() ? 0 : PackedBlock(plan).bytes).data();
   Carver one;
   carve_scratch(plan, one);
   w.scratch_bytes = one.used();
@@ -102,8 +130,8 @@ Pieces carve(const Plan& plan, Carver& carver) {
 }
 
 /// Packs keys and values of tile j of a plane, a (batch row, kv head), as tile n.
-void pack_tile(const ForwardStep& step, const Pieces& w, const Operands& operands,
-               std::int64_t plane, std::int64_t j, std::int64_t n) {
+void pack_tile(const StepContext& step, std::byte* to, const PackedBlock& block,
+               const Operands& operands, std::int64_t plane, std::int64_t j, std::int64_t n) {
   const Problem& p = step.plan.problem();
   const Tiling& tiles = step.schedule.keys;
   const Tile tile = tiles[j];
@@ -113,21 +141,33 @@ void pack_tile(const ForwardStep& step, const Pieces& w, const Operands& operand
            offset(v, plane / p.kv_heads, tile.row, plane % p.kv_heads) * size_of(v.dtype);
   };
   operands.right_transposed({false, from, at(step.key), step.key.stride(1), tile.rows, p.head_dim,
-                             w.keys + n * key_size(step.plan, operands), row_stride(tiles.size)});
-  w.finite[n] =
+                             block.key_tile(to, n), row_stride(tiles.size)});
+  const bool finite =
       operands.right({false, from, at(step.value), step.value.stride(1), tile.rows, p.value_dim,
-                      w.values + n * value_size(step.plan, operands), row_stride(p.value_dim)})
-          ? 1
-          : 0;
+                      block.value_tile(to, n), row_stride(p.value_dim)});
+  to[block.finite + static_cast<std::size_t>(n)] = std::byte{finite};
 }
 
-/// Packs all of the step's keys and values.
-void pack(const ForwardStep& step, const Pieces& w, const Operands& operands) {
+/// Packs all keys and values of the step's block.
+void pack(const StepContext& step, std::byte* to, const PackedBlock& block,
+          const Operands& operands) {
   const Problem& p = step.plan.problem();
   const std::int64_t count = step.schedule.keys.count();
-  step.executor.run(p.batch * p.kv_heads * count,
-                    [&](std::int64_t n) { pack_tile(step, w, operands, n / count, n % count, n); });
+  step.executor.run(p.batch * p.kv_heads * count, [&](std::int64_t n) {
+    pack_tile(step, to, block, operands, n / count, n % count, n);
+  });
 }
+
+/// The packed keys and values of a plane: tiles from `first` on.
+struct PackedKeys {
+  const PackedBlock& block;
+  const std::byte* at;
+  std::int64_t first;
+
+  bool finite(std::int64_t n) const {
+    return at[block.finite + static_cast<std::size_t>(n)] != std::byte{0};
+  }
+};
 
 /// Rows of a masked tile that are worked on together: each group goes as far as its own keys.
 constexpr std::int64_t kMaskedRows = 24;
@@ -136,7 +176,7 @@ constexpr std::int64_t kMaskedRows = 24;
 class Unit {
  public:
   Unit(const ForwardStep& step, const Pieces& pieces, const Scratch& scratch,
-       const UnitScratch& own, const Operands& operands, std::int64_t packed, std::int64_t bh,
+       const UnitScratch& own, const Operands& operands, const PackedKeys& keys, std::int64_t bh,
        std::int64_t i)
       : step_(step),
         p_(step.plan.problem()),
@@ -148,7 +188,7 @@ class Unit {
         b_(bh / p_.query_heads),
         h_(bh % p_.query_heads),
         tile_(step.schedule.queries[i]),
-        packed_(packed),
+        keys_(keys),
         i_(i),
         width_(padded(p_.value_dim)),
         row_(bh * step.schedule.queries.positions.size() + tile_.row) {
@@ -219,9 +259,10 @@ class Unit {
 
   /// Rows of this tile against keys of tile j. bits: of the whole tile, or null.
   void attend_rows(std::int64_t j, Range rows, Range keys, const TileBits* bits, bool fetch) {
-    const std::int64_t n = packed_ + j;
-    const std::int64_t key_floats = key_size(step_.plan, o_);
-    const std::int64_t value_floats = value_size(step_.plan, o_);
+    const std::int64_t n = keys_.first + j;
+    const PackedBlock& block = keys_.block;
+    const float* packed_keys = block.key_tile(keys_.at, n);
+    const float* packed_values = block.value_tile(keys_.at, n);
     const std::int64_t stride = row_stride(step_.schedule.keys.size);
     const std::int64_t query_row = row_stride(o_.words(p_.head_dim));
     const std::int64_t value_row = row_stride(p_.value_dim);
@@ -230,13 +271,11 @@ class Unit {
     const std::int64_t words = bits ? bits->words : 0;
     const std::uint64_t* seen = bits ? bits->bits + rows.begin * words + keys.begin / 64 : nullptr;
     float* acc = x_.acc + rows.begin * width_;
-    const float* next_keys = w_.keys + (n + 1) * key_floats;
-    const float* next_values = w_.values + (n + 1) * value_floats;
     const Product scores{o_.pairs,
                          x_.query + rows.begin * query_row,
                          query_row,
                          false,
-                         w_.keys + n * key_floats + keys.begin,
+                         packed_keys + keys.begin,
                          stride,
                          s_.s,
                          stride,
@@ -244,8 +283,8 @@ class Unit {
                          padded(count),
                          o_.words(p_.head_dim),
                          false,
-                         next_keys,
-                         fetch ? key_floats * 4 : 0};
+                         packed_keys + block.key_size,
+                         fetch ? block.key_size * 4 : 0};
     const SoftmaxTile weights{o_.pairs,
                               s_.s,
                               stride,
@@ -264,13 +303,14 @@ class Unit {
       k_.softmax(weights);
       if (!empty_) k_.scale_rows(acc, width_, m, width_, s_.factor);
     }
-    const float* values = w_.values + n * value_floats + o_.words(keys.begin) * value_row;
-    if (bits != nullptr && w_.finite[n] == 0) {
+    const float* values = packed_values + o_.words(keys.begin) * value_row;
+    if (bits != nullptr && !keys_.finite(n)) {
       careful_product({o_.pairs, s_.s, stride, seen, words, m, count, values, value_row,
                        p_.value_dim, acc, width_});
     } else {
       k_.product({o_.pairs, s_.s, stride, false, values, value_row, acc, width_, m, width_,
-                  o_.words(count), !empty_, next_values, fetch ? value_floats * 4 : 0});
+                  o_.words(count), !empty_, packed_values + block.value_size,
+                  fetch ? block.value_size * 4 : 0});
     }
   }
 
@@ -302,7 +342,7 @@ class Unit {
   const KernelTable& k_;
   std::int64_t b_, h_;
   Tile tile_;
-  std::int64_t packed_;  // the first packed tile of its keys
+  const PackedKeys& keys_;
   std::int64_t i_, width_, row_;
   bool empty_ = true;  // acc is not written yet
 };
@@ -316,6 +356,7 @@ struct Tasks {
   std::int64_t single;  // of each plane's units
   std::int64_t shared;  // tasks of a plane for the others
   std::int64_t per_plane;
+  bool pack;  // a plane's only task packs its keys itself, to read them while they are near
 
   Tasks(const ForwardStep& step, int threads)
       : group(step.plan.problem().query_heads / step.plan.problem().kv_heads),
@@ -327,11 +368,9 @@ struct Tasks {
     // Smaller tasks rather than threads without one at the end.
     while (single == 0 && shared < units && planes * shared % threads != 0) ++shared;
     per_plane = shared + single;
+    pack = per_plane == 1 && step.shared == nullptr;
   }
   std::int64_t count() const { return planes * per_plane; }
-
-  /// A plane's only task packs its keys itself, to read them while they are near.
-  bool pack() const { return per_plane == 1; }
 
   /// The units of a task, in even shares where there are several.
   Range units_of(std::int64_t task) const {
@@ -343,16 +382,19 @@ struct Tasks {
 };
 
 /// A task: units of one plane past all of their key tiles.
-void run_task(const ForwardStep& step, const Pieces& w, const Operands& operands,
-              const Tasks& tasks, const Scratch& scratch, std::int64_t worker, std::int64_t ticket,
-              PassCounts& counts) {
+void run_task(const ForwardStep& step, const Pieces& w, const PackedBlock& block,
+              const Operands& operands, const Tasks& tasks, const Scratch& scratch,
+              std::int64_t worker, std::int64_t ticket, PassCounts& counts) {
   const std::int64_t plane = ticket % tasks.planes;
   const Range share = tasks.units_of(ticket);
   const std::int64_t first = share.begin;
   const std::int64_t key_tiles = step.schedule.keys.count();
-  const std::int64_t packed = (tasks.pack() ? worker : plane) * key_tiles;
-  for (std::int64_t j = 0; tasks.pack() && j < key_tiles; ++j) {
-    pack_tile(step, w, operands, plane, j, packed + j);
+  PackedKeys keys{block, step.shared != nullptr ? step.shared : w.packed, plane * key_tiles};
+  if (tasks.pack) {
+    keys.first = worker * key_tiles;
+    for (std::int64_t j = 0; j < key_tiles; ++j) {
+      pack_tile(step, w.packed, block, operands, plane, j, keys.first + j);
+    }
   }
   const std::int64_t count = share.end - share.begin;
   std::optional<Unit> units[kUnits];
@@ -360,7 +402,7 @@ void run_task(const ForwardStep& step, const Pieces& w, const Operands& operands
   Range all[2] = {{INT64_MAX, 0}, {INT64_MAX, 0}};
   for (std::int64_t u = 0; u < count; ++u) {
     const std::int64_t head = plane * tasks.group + (first + u) % tasks.group;
-    units[u].emplace(step, w, scratch, scratch.units[u], operands, packed, head,
+    units[u].emplace(step, w, scratch, scratch.units[u], operands, keys, head,
                      (first + u) / tasks.group);
     ranges[u] = units[u]->visited();
     for (int run = 0; run < 2; ++run) {
@@ -393,6 +435,12 @@ std::size_t forward_state(const Plan& plan) {
          sizeof(float);
 }
 
+std::size_t shared_block_bytes(const Plan& plan) { return PackedBlock(plan).bytes; }
+
+void share_block(const StepContext& step, std::span<std::byte> to) {
+  pack(step, to.data(), PackedBlock(step.plan), Operands(step.plan));
+}
+
 PassCounts forward(const ForwardStep& step) {
   const Problem& p = step.plan.problem();
   const Operands operands(step.plan);
@@ -405,12 +453,14 @@ PassCounts forward(const ForwardStep& step) {
     w.sum = w.max + rows;
   }
   const Tasks tasks(step, step.executor.threads());
-  if (!tasks.pack()) pack(step, w, operands);
+  const PackedBlock block(step.plan);
+  if (!tasks.pack && step.shared == nullptr) pack(step, w.packed, block, operands);
   PassCounts counts = run_tickets(
       step.executor, tasks.count(), [&](std::int64_t worker, std::int64_t ticket, PassCounts& own) {
         Carver scratch(
             {w.scratch + static_cast<std::size_t>(worker) * w.scratch_bytes, w.scratch_bytes});
-        run_task(step, w, operands, tasks, carve_scratch(step.plan, scratch), worker, ticket, own);
+        run_task(step, w, block, operands, tasks, carve_scratch(step.plan, scratch), worker, ticket,
+                 own);
       });
   counts.flops = flops(p, Pass::kForward, counts.pairs);
   return counts;
