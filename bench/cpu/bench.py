@@ -28,11 +28,11 @@ class Row:
 
 def roof(row, peaks):
     """The port model's limit, % of the peak: for one vector of scores, multiply-adds over all operations of the ports
-    that multiply. Beside 2 (backward: 5) products over D there are 15 operations of softmax (17 of its gradient,
+    that multiply. Beside 2 (backward: 5) products over D there are 13 operations of softmax (15 of its gradient,
     docs/performance.md). A dot product of pairs counts as many operations as the two measured peaks say."""
     if not row.head_dim:
         return None
-    products, others = (2 * row.head_dim, 15) if row.which == 'forward' else (5 * row.head_dim, 17)
+    products, others = (2 * row.head_dim, 13) if row.which == 'forward' else (5 * row.head_dim, 15)
     if row.isa == 'avx512_bf16':
         if not (peaks.get('avx512') and peaks.get('avx512_bf16')):
             return None

@@ -35,11 +35,14 @@ class Executor {
   virtual void run(std::int64_t n, TaskRef task) = 0;
 };
 
-/// A pool of `threads` threads (0: one per core available to the process). Ranks of a local ring
-/// that share it never run on more than that many threads together.
+/// A pool of `threads` threads (0: one per core that sched_getaffinity() allows the calling
+/// thread). They inherit its affinity, so taskset, cpusets, mpirun's binding and numactl decide
+/// where they run and, by first touch, on which NUMA node a workspace lies that a call allocates;
+/// nothing is bound here. Ranks of a local ring that share it never run on more than that many
+/// threads together.
 std::shared_ptr<Executor> make_thread_pool(int threads = 0);
 
-/// The pool that everybody shares who names no executor: one thread per available core.
+/// The pool that everybody shares who names no executor: make_thread_pool(0) at its first use.
 std::shared_ptr<Executor> default_executor();
 
 }  // namespace ringattn

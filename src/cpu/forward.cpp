@@ -362,8 +362,9 @@ struct Tasks {
       : group(step.plan.problem().query_heads / step.plan.problem().kv_heads),
         planes(step.plan.problem().batch * step.plan.problem().kv_heads),
         units(group * step.schedule.queries.count()),
-        single(threads > 1 && units > kUnits ? std::min(units / 2, ceil_div(3 * threads, planes))
-                                             : 0),
+        single(threads > 1 && units > kUnits && planes > 0
+                   ? std::min(units / 2, ceil_div(3 * threads, planes))
+                   : 0),
         shared(ceil_div(units - single, kUnits)) {
     // Smaller tasks rather than threads without one at the end.
     while (single == 0 && shared < units && planes * shared % threads != 0) ++shared;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The pool: every task once, callers that share it never exceed its threads, nobody waits forever.
 #include <gtest/gtest.h>
+#include <sched.h>
 
 #include <atomic>
 #include <chrono>
@@ -51,6 +52,26 @@ TEST(ThreadPool, CallersThatShareItAllEndAndNeverExceedItsThreads) {
     EXPECT_EQ(total, 20 * (1 + 2 + 3 + 4 + 5 + 6));
     EXPECT_LE(most, threads);
   }
+}
+
+/// taskset, cgroups' cpusets, mpirun --bind-to and numactl all show in the affinity.
+TEST(ThreadPool, HasAThreadForEachCoreThatItMayUseAndKeepsItThere) {
+  cpu_set_t all;
+  ASSERT_EQ(sched_getaffinity(0, sizeof all, &all), 0);
+  EXPECT_EQ(make_thread_pool(0)->threads(), CPU_COUNT(&all));
+  int last = CPU_SETSIZE - 1;
+  while (!CPU_ISSET(last, &all)) --last;
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(last, &one);
+  ASSERT_EQ(sched_setaffinity(0, sizeof one, &one), 0);
+  EXPECT_EQ(make_thread_pool(0)->threads(), 1);
+  std::atomic<int> elsewhere{0};
+  make_thread_pool(3)->run(50, [&](std::int64_t) {
+    if (sched_getcpu() != last) ++elsewhere;
+  });
+  EXPECT_EQ(elsewhere, 0);
+  ASSERT_EQ(sched_setaffinity(0, sizeof all, &all), 0);
 }
 
 TEST(ThreadPool, RefusesImpossibleSizes) {
