@@ -2,6 +2,8 @@
 #include "cuda/sm90/launch.h"
 
 #include <atomic>
+#include <cstdlib>
+#include <string_view>
 
 #include "cuda/check.h"
 #include "cuda/sm90/forward.h"
@@ -22,6 +24,16 @@ int heads_per_turn(std::int64_t all, std::int64_t bytes_per_head) {
       std::clamp<std::int64_t>(kResidentBytes / std::max<std::int64_t>(bytes_per_head, 1), 1, all);
   while (all % n != 0) --n;
   return static_cast<int>(n);
+}
+
+/// RINGATTN_CUDA_KERNELS=portable: no kernel of one architecture, so that tests and benches can
+/// reach the portable ones on any GPU.
+bool only_portable() {
+  static const bool only = [] {
+    const char* kernels = std::getenv("RINGATTN_CUDA_KERNELS");
+    return kernels != nullptr && std::string_view(kernels) == "portable";
+  }();
+  return only;
 }
 
 }  // namespace
@@ -78,6 +90,7 @@ Traversal traverse(const PairSchedule& s, int batch, int heads, int group, std::
 }
 
 bool on_hopper() {
+  if (only_portable()) return false;
   int device = 0;
   check(cudaGetDevice(&device), "cudaGetDevice");
   // Asked once per device: calls should cost the host little.
