@@ -61,11 +61,11 @@ class Oracle:
         raw = ctypes.string_at(data, size) if size else b""
         return np.frombuffer(raw, DTYPES[dtype]).reshape(dims)
 
-    def judge(self, results: dict) -> str:
+    def judge(self, results: dict, gpu: bool = False) -> str:
         for name, x in results.items():
             x = np.ascontiguousarray(x)
             _lib.oracle_result(self._o, name.encode(), x.ctypes.data_as(ctypes.c_void_p))
-        return _lib.oracle_verdict(self._o).decode()
+        return _lib.oracle_verdict(self._o, int(gpu)).decode()
 
     def different_bits(self, ring: int, layout: int) -> str:
         return _lib.oracle_bits(self._o, ring, layout).decode()

@@ -110,14 +110,17 @@ void oracle_result(Oracle* o, const char* name, const void* data) {
   }
 }
 
-/// What is wrong with the results, by the error model of every test; empty: nothing.
-const char* oracle_verdict(Oracle* o) {
+/// What is wrong with the results, by the error model of every test; empty: nothing. `gpu`: they
+/// were computed on one.
+const char* oracle_verdict(Oracle* o, int gpu) {
   o->text.clear();
+  Problem problem = o->problem;
+  problem.device = gpu != 0 ? Device::kCuda : Device::kCpu;
   for (const NamedResult& r : kResults) {
     if ((o->result.*r.member).shape().empty()) continue;
     const Comparison c = compare(r.name, o->result.*r.member, o->expected.truth.*r.member,
                                  o->expected.naive.*r.naive,
-                                 error_model(r.name, o->problem, o->expected.naive.magnitudes));
+                                 error_model(r.name, problem, o->expected.naive.magnitudes));
     if (!c.ok) o->text += c.message + "\n";
   }
   return o->text.c_str();

@@ -2,7 +2,6 @@
 """On a GPU, without a ring: values and gradients of the core's table and of longer cases against
 float64, by the error model of every test; transformations give the bits of what they transform."""
 
-import re
 
 import jax
 import jax.numpy as jnp
@@ -55,16 +54,6 @@ LONG = [
 ]
 
 
-# What is known to miss its limit, and why; on GPUs that it concerns.
-KNOWN = {
-    "sq200_h2_d64_bf16_causal_w40,0_cap30_sink_bwd": (
-        r"lse: [^\n]*\n",
-        "on Hopper the soft cap of bfloat16 is a fast tanh: the largest error of lse is 6.1e-6, its "
-        "limit 4.7e-6",
-    ),
-}
-
-
 def on(device, o):
     """The results of a case, computed by a device."""
     with jax.default_device(device), pytest.MonkeyPatch.context() as patch:
@@ -84,9 +73,7 @@ def test_matches_float64(text):
             with pytest.raises(jax.errors.JaxRuntimeError, match="head_dim 512 is above 256"):
                 on(GPU, o)
             return
-        verdict = o.judge(on(GPU, o))
-        if text in KNOWN and re.fullmatch(KNOWN[text][0], verdict):
-            pytest.xfail(KNOWN[text][1])
+        verdict = o.judge(on(GPU, o), gpu=True)
         assert not verdict, f"{text}\n{verdict}"
     finally:
         jax.config.update("jax_enable_x64", False)
