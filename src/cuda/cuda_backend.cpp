@@ -97,7 +97,7 @@ ForwardPieces carve_forward(const Plan& plan, Carver& carver) {
 
 /// How the sums of dQ lie between the steps of this rank.
 QueryTiles query_sums(const Plan& plan) {
-  if (!sm90::takes_backward(plan.problem())) return {};
+  if (!sm90::takes(plan.problem())) return {};
   Positions rows = plan.query_rows(plan.rank());
   // Explicit ones are a list, whatever the layout's runs are.
   if (plan.options().explicit_positions) rows = {{{0, rows.size()}, {}}};
@@ -201,7 +201,7 @@ TileShape CudaBackend::tiles(const Problem& problem, const TileHint& hint, Pass 
   if (pass == Pass::kForward && cuda::sm90::takes(problem)) {
     return cuda::sm90::forward_tiles(problem);
   }
-  if (pass == Pass::kBackward && cuda::sm90::takes_backward(problem)) {
+  if (pass == Pass::kBackward && cuda::sm90::takes(problem)) {
     return cuda::sm90::backward_tiles(problem);
   }
   // What kernels skip by. They cut tiles in pieces of their own, so any size is possible.

@@ -65,8 +65,9 @@ struct BackwardParameters : Common<T> {
   float* dvalue = nullptr;  // [B, Sk, G, Dv], overwritten
   Rows<T> dkey_out;         // if set, written instead: rounded
   Rows<T> dvalue_out;
-  unsigned* ticket = nullptr;   // scratch
-  unsigned* added = nullptr;    // scratch, one per tile of query_sums; if set, additions have an order
+  unsigned* ticket = nullptr;  // scratch
+  unsigned* added =
+      nullptr;  // scratch, one per tile of query_sums; if set, additions have an order
   float* statistics = nullptr;  // of query_sums' tiles: lse in log2 units, then delta
 };
 

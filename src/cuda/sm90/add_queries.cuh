@@ -67,9 +67,9 @@ RINGATTN_DEVICE void add_queries(const BackwardParameters<T>& p, std::uint32_t b
   typename Layout::Steps::Ring ring;
   unsigned parity = 0;
   int unsaid = -1;  // the tile that this thread has added to and not told the others of
-  // Blocks that follow two steps behind can be told a step late, when nobody waits for the
-  // additions.
-  const bool late = kDim > 64 && p.late_first;
+  // Told a step late, others wait longer, but this block not for its additions: better where a step
+  // is short beside them.
+  constexpr bool kLate = kDim > 64;
 #pragma unroll 1
   for (;; ring.advance()) {
     ptx::wait(steps.full(ring.at), ring.parity);
@@ -77,7 +77,7 @@ RINGATTN_DEVICE void add_queries(const BackwardParameters<T>& p, std::uint32_t b
     __syncwarp();
     if (speaker) ptx::arrive(steps.empty(ring.at));
     if ((e.info & kEnd) != 0) return;
-    if ((e.info & kHasOthers) == 0 || !p.in_order) continue;
+    if ((e.info & kHasOthers) == 0) continue;
     const int run = e.other_row < p.other_counts[0] ? 0 : 1;
     const int first = (e.other_row - run * p.other_counts[0]) / Layout::kQueries;
     const int tile =
@@ -95,7 +95,7 @@ RINGATTN_DEVICE void add_queries(const BackwardParameters<T>& p, std::uint32_t b
           ptx::add_bytes(to + g * QueryTiles::kPart,
                          base + Layout::kDquery + g * Layout::kPartBytes, Layout::kPartBytes, true);
         }
-        if (late && unsaid >= 0) {
+        if (kLate && unsaid >= 0) {
           ptx::wait_bytes_added<kGroups>();
           ptx::count(p.added + unsaid);
         }
@@ -103,7 +103,7 @@ RINGATTN_DEVICE void add_queries(const BackwardParameters<T>& p, std::uint32_t b
         ptx::wait_bytes_read<0>();
 #pragma unroll
         for (int g = 0; g < kGroups; ++g) ptx::arrive(barrier(Layout::kDqueryEmpty + g));
-        if (!late) {
+        if (!kLate) {
           ptx::wait_bytes_added<0>();
           ptx::count(p.added + unsaid);
         }
@@ -111,7 +111,7 @@ RINGATTN_DEVICE void add_queries(const BackwardParameters<T>& p, std::uint32_t b
       __syncwarp();
       parity ^= 1;
     }
-    if (late && (e.info & kMore) == 0 && speaker) {
+    if (kLate && (e.info & kMore) == 0 && speaker) {
       ptx::wait_bytes_added<0>();
       ptx::count(p.added + unsaid);
       unsaid = -1;

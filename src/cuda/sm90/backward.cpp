@@ -60,10 +60,17 @@ cudaError_t start(const BackwardParameters<T>& p, int query_rows, int key_rows, 
                                              stream);
 }
 
+template <class T, int kDim, bool kInOrder>
+cudaError_t add_up(const cuda::BackwardParameters<T>& given, cudaStream_t stream) {
+  constexpr BackwardShape kShape = backward_shape(kDim);
+  return start<T>(complete(given, Pass::kBackward, kShape.groups, kInOrder), kShape.queries,
+                  kShape.groups * kGroupRows, launch_backward<T, kDim, false, kInOrder>,
+                  launch_backward<T, kDim, true, kInOrder>, stream);
+}
+
 /// One kernel for all three gradients; dQ is added up in memory and rounded by another at the end.
 template <class T, int kDim>
 cudaError_t at_once(const cuda::BackwardParameters<T>& given, cudaStream_t stream) {
-  constexpr BackwardShape kShape = backward_shape(kDim);
   const std::int64_t heads = static_cast<std::int64_t>(given.batch) * given.heads;
   cudaError_t error = cudaSuccess;
   if (given.first) {
@@ -76,9 +83,7 @@ cudaError_t at_once(const cuda::BackwardParameters<T>& given, cudaStream_t strea
                             stream);
   }
   if (error == cudaSuccess) {
-    error = start<T>(complete(given, Pass::kBackward, kShape.groups, in_order), kShape.queries,
-                     kShape.groups * kGroupRows, launch_backward<T, kDim, false>,
-                     launch_backward<T, kDim, true>, stream);
+    error = in_order ? add_up<T, kDim, true>(given, stream) : add_up<T, kDim, false>(given, stream);
   }
   if (error != cudaSuccess || !given.last) return error;
   return finish_queries<T>({given.query_sums, heads, given.heads, given.head_dim, given.dquery_sum,
@@ -98,8 +103,6 @@ cudaError_t in_two(const cuda::BackwardParameters<T>& given, cudaStream_t stream
 }
 
 }  // namespace
-
-bool takes_backward(const Problem& p) { return takes(p); }
 
 bool adds_queries(const Problem& p) { return !splits(kernel_dim(p.head_dim, p.value_dim)); }
 

@@ -77,15 +77,15 @@ RINGATTN_DEVICE void fetch_backward(const BackwardParameters<T>& p, std::uint32_
 
 /// Clears the padding of a masked step: of its queries and their gradients, of its keys unless
 /// those are the ones `cleared` last.
-template <class T, int kDim>
+template <class T, int kDim, int kThreads>
 RINGATTN_DEVICE void clear_step(const BackwardParameters<T>& p, std::uint32_t base,
                                 const BitsRequest& r, int thread, int& cleared) {
   using Layout = BackwardLayout<kDim>;
   const auto barrier = [&](int i) { return base + Layout::kBarriers + 8 * i; };
   const auto clear = [&]<int kRows>(std::uint32_t tile, const ShardSegments& segments,
                                     const Positions& positions, int row, int rows) {
-    clear_padding<Layout::kPanels, kRows, 32>(base + tile, segments, r.head_batch >> 16,
-                                              positions.size(), row, rows, thread);
+    clear_padding<Layout::kPanels, kRows, kThreads>(base + tile, segments, r.head_batch >> 16,
+                                                    positions.size(), row, rows, thread);
   };
   if (others_padded<false, Layout::kQueries>(p, r)) {
     const StepStage<Layout::kShape.stages> stage(r.step_number);
@@ -104,7 +104,7 @@ RINGATTN_DEVICE void clear_step(const BackwardParameters<T>& p, std::uint32_t ba
 }
 
 /// What a warpgroup computes: all steps of all its rows.
-template <class T, int kDim, bool kCap>
+template <class T, int kDim, bool kCap, bool kInOrder>
 RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint32_t base,
                                       const typename BackwardLayout<kDim>::Steps& steps,
                                       int group) {
@@ -149,7 +149,6 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
   float a[kParts][32];
   float b[kParts][32];
   float lse[16];
-  unsigned dquery_parity = 1;
   const int zero = p.tiles < 0 ? 1 : 0;  // as nobody but us knows
 
   int tile = 0;  // of the current step
@@ -206,8 +205,9 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
   // result is of no use.
   const auto issue_dquery = [&](bool have) __attribute__((always_inline)) {
     // The dQ of the step before has left.
-    if (p.in_order) {
-      ptx::wait(barrier(Layout::kDqueryEmpty + group), dquery_parity);
+    if constexpr (kInOrder) {
+      static_assert(Layout::kShape.buffers == 2);  // so `ready` tells the parity, too
+      ptx::wait(barrier(Layout::kDqueryEmpty + group), ready.at ^ 1);
     } else {
       ptx::wait_bytes_read<0>();
     }
@@ -255,11 +255,13 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
     }
     ptx::named_sync(10 + group, 128);
     const bool mine = threadIdx.x % 128 == 0 && to_tile >= 0;
-    ptx::add_bytes(p.dquery_sum + static_cast<std::int64_t>(to_tile) * (kQueries * kDim) +
-                       group * QueryTiles::kPart,
-                   dquery_at, Layout::kPartBytes, mine && !p.in_order);
-    ptx::arrive(barrier(Layout::kDqueryFull + group), mine && p.in_order);
-    dquery_parity ^= to_tile >= 0 ? 1 : 0;
+    if constexpr (kInOrder) {
+      ptx::arrive(barrier(Layout::kDqueryFull + group), mine);
+    } else {
+      ptx::add_bytes(p.dquery_sum + static_cast<std::int64_t>(to_tile) * (kQueries * kDim) +
+                         group * QueryTiles::kPart,
+                     dquery_at, Layout::kPartBytes, mine);
+    }
   };
   // Statistics of this thread's columns of a part; `which`: 0 lse, 1 delta. They lie as QueryTiles
   // orders columns.
@@ -418,7 +420,7 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
   }
 }
 
-template <class T, int kDim, bool kCap>
+template <class T, int kDim, bool kCap, bool kInOrder>
 __global__ void __launch_bounds__(BackwardLayout<kDim>::kThreads, 1)
     backward_kernel(const __grid_constant__ BackwardParameters<T> p,
                     const __grid_constant__ CUtensorMap query,
@@ -427,6 +429,7 @@ __global__ void __launch_bounds__(BackwardLayout<kDim>::kThreads, 1)
                     const __grid_constant__ CUtensorMap value) {
   using Layout = BackwardLayout<kDim>;
   constexpr BackwardShape kShape = Layout::kShape;
+  constexpr int kBitWarps = kInOrder ? 1 : 2;
   extern __shared__ __align__(1024) unsigned char memory[];
   const auto base = static_cast<std::uint32_t>(__cvta_generic_to_shared(memory));
   const auto steps = steps_at<Layout>(base);
@@ -434,7 +437,7 @@ __global__ void __launch_bounds__(BackwardLayout<kDim>::kThreads, 1)
 
   if (threadIdx.x == 0) {
     if ((base & 1023) != 0) __trap();  // swizzled tiles need it
-    steps.init_barriers(kShape.groups, 2, 1);
+    steps.init_barriers(kShape.groups, kInOrder ? 2 : 1, kBitWarps);
     ptx::barrier_init(barrier(Layout::kKeyFull), 1);
     ptx::barrier_init(barrier(Layout::kKeyEmpty), 4 * kShape.groups);
     for (int i = 0; i < kShape.stages; ++i) {
@@ -464,28 +467,29 @@ __global__ void __launch_bounds__(BackwardLayout<kDim>::kThreads, 1)
       if (threadIdx.x == 0) fetch_backward<T, kDim>(p, base, steps, &query, &dout, &key, &value);
     } else if (warp == 1) {
       produce_steps<false, kShape.groups, kShape.queries, true>(p, steps);
-    } else if (warp == 2) {
-      const int thread = threadIdx.x % 32;
+    } else if (warp < 2 + kBitWarps) {
+      constexpr int kBitThreads = 32 * kBitWarps;
+      const int thread = threadIdx.x - 64;
       int cleared = -1;
-      find_bits<false, kShape.groups, 32>(p, steps, thread, [&](const BitsRequest& r) {
-        clear_step<T, kDim>(p, base, r, thread, cleared);
+      find_bits<false, kShape.groups, kBitThreads>(p, steps, thread, [&](const BitsRequest& r) {
+        clear_step<T, kDim, kBitThreads>(p, base, r, thread, cleared);
       });
-    } else {
+    } else if constexpr (kInOrder) {
       add_queries<T, kDim>(p, base, steps);
     }
   } else {
     ptx::request_registers<kShape.compute_registers>();
-    compute_backward<T, kDim, kCap>(p, base, steps, group - 1);
+    compute_backward<T, kDim, kCap, kInOrder>(p, base, steps, group - 1);
   }
 }
 
-template <class T, int kDim, bool kCap>
+template <class T, int kDim, bool kCap, bool kInOrder>
 cudaError_t launch_backward(const BackwardParameters<T>& p, const CUtensorMap& query,
                             const CUtensorMap& dout, const CUtensorMap& key,
                             const CUtensorMap& value, cudaStream_t stream) {
   using Layout = BackwardLayout<kDim>;
-  return launch_persistent<backward_kernel<T, kDim, kCap>, Layout::kThreads, Layout::kBytes>(
-      p.tiles, stream, p, query, dout, key, value);
+  return launch_persistent<backward_kernel<T, kDim, kCap, kInOrder>, Layout::kThreads,
+                           Layout::kBytes>(p.tiles, stream, p, query, dout, key, value);
 }
 
 }  // namespace ringattn::cuda::sm90

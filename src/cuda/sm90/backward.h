@@ -7,9 +7,6 @@
 
 namespace ringattn::cuda::sm90 {
 
-/// Do these kernels take the problem, whatever its tensors' strides are?
-bool takes_backward(const Problem& problem);
-
 /// The tiles by which they ask the schedule.
 TileShape backward_tiles(const Problem& problem);
 

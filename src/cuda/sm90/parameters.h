@@ -88,8 +88,8 @@ struct BackwardParameters : cuda::BackwardParameters<T>, Traversal {
   int first_run_tiles = 0;
 };
 
-/// Instantiated once per type, head_dim and cap in a file of its own.
-template <class T, int kDim, bool kCap>
+/// Instantiated once per type, head_dim, cap and order in a file of its own.
+template <class T, int kDim, bool kCap, bool kInOrder>
 cudaError_t launch_backward(const BackwardParameters<T>& parameters, const CUtensorMap& query,
                             const CUtensorMap& dout, const CUtensorMap& key,
                             const CUtensorMap& value, cudaStream_t stream);
