@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """On a GPU, without a ring: values and gradients of the core's table and of longer cases against
 float64, by the error model of every test; transformations give the bits of what they transform."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
