@@ -73,9 +73,9 @@ class Pass {
     settings.backward = backward;
     rank_.rank = ring.rank();
     rank_.attention = std::make_unique<RingAttention>(traced_, problem, options);
-    rank_.cut_inputs(data.inputs(), options.layout, ring.size(), Guard::kNone);
+    rank_.cut_inputs(data.inputs(), options.layout, ring.size(), support::Guard::kNone);
     rank_.make_outputs(settings, problem);
-    if (backward) rank_.run_pass(false, Guard::kNone);
+    if (backward) rank_.run_pass(false, support::Guard::kNone);
     run(Traced::Mode::kRecord);
     const auto expected = result();
     run(Traced::Mode::kRecall);
@@ -102,7 +102,7 @@ class Pass {
  private:
   void run(Traced::Mode mode) {
     traced_.begin(mode);
-    rank_.run_pass(backward_, Guard::kNone);
+    rank_.run_pass(backward_, support::Guard::kNone);
   }
   std::vector<std::byte> result() const {
     return bytes_of(backward_ ? rank_.dkey.view() : rank_.out.view());

@@ -35,10 +35,10 @@ void attend(Communicator& ring) {
   support::RingRank rank;
   rank.rank = ring.rank();
   rank.attention = std::make_unique<RingAttention>(ring, problem, options);
-  rank.cut_inputs(data.inputs(), options.layout, ring.size(), Guard::kNone);
+  rank.cut_inputs(data.inputs(), options.layout, ring.size(), support::Guard::kNone);
   rank.make_outputs(settings, problem);
-  rank.run_pass(false, Guard::kNone);
-  rank.run_pass(true, Guard::kNone);
+  rank.run_pass(false, support::Guard::kNone);
+  rank.run_pass(true, support::Guard::kNone);
 }
 
 }  // namespace

@@ -37,7 +37,7 @@ std::string compare_with_threads(Communicator& ring, support::Case c) {
   how.executor = make_thread_pool(1 + ring.rank() % 2);
   support::RingSettings settings;
   settings.backward = c.backward;
-  settings.guard = Guard::kOdd;
+  settings.guard = support::Guard::kOdd;
   Faulty watched(ring);  // loses nobody
   auto job = support::RankJob::of_global(watched, problem, how, data.inputs(), settings);
   job.forward();

@@ -80,17 +80,27 @@ TEST(Compare, LooksAtThePatternFirst) {
 }
 
 TEST(LocalTensor, KnowsWhenAByteBesideItWasWritten) {
-  LocalTensor t(DType::kFloat32, {2, 3, 2, 5}, true);
-  EXPECT_TRUE(t.intact());
-  auto* data = static_cast<float*>(t.view().data);
-  data[0] = 1.0F;
-  EXPECT_TRUE(t.intact());
-  for (std::int64_t beside : {std::int64_t{-1}, std::int64_t{5}, t.view().stride(0) - 1}) {
-    const float before = data[beside];
-    data[beside] = 0.0F;
-    EXPECT_FALSE(t.intact()) << beside;
-    data[beside] = before;
+  for (Guard guard : {Guard::kOdd, Guard::kAligned}) {
+    LocalTensor t(DType::kFloat32, {2, 3, 2, 8}, guard);
+    EXPECT_TRUE(t.intact());
+    auto* data = static_cast<float*>(t.view().data);
+    data[0] = 1.0F;
+    EXPECT_TRUE(t.intact());
+    for (std::int64_t beside : {std::int64_t{-1}, std::int64_t{8}, t.view().stride(0) - 1}) {
+      const float before = data[beside];
+      data[beside] = 0.0F;
+      EXPECT_FALSE(t.intact()) << beside;
+      data[beside] = before;
+    }
   }
+}
+
+TEST(LocalTensor, HasAlignedRowsWhereThatIsAskedFor) {
+  LocalTensor t(DType::kFloat16, {2, 3, 2, 8}, Guard::kAligned);
+  const TensorView v = t.view();
+  EXPECT_EQ(reinterpret_cast<std::uintptr_t>(v.data) % 16, 0U);
+  for (int d : {0, 1, 2}) EXPECT_EQ(v.stride(d) * 2 % 16, 0) << d;
+  EXPECT_NE(LocalTensor(DType::kFloat16, {2, 3, 2, 8}, Guard::kOdd).view().stride(1) * 2 % 16, 0);
 }
 
 }  // namespace
