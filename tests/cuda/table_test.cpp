@@ -63,6 +63,8 @@ constexpr const char* kMore[] = {
     "sq700_sk90_h2_d128_bf16_causal_sink_bwd",
     "sq90_sk700_h2_d64_bf16_causal_bwd",
     "sq5_h2_d64_bf16_causal_bwd",
+    "sq1024_h2_d128_bf16_causal_bwd",
+    "sq1024_h2_d64_f16_causal_w700,0_bwd",
     "sq1_sk1000_h2_d128_f16_bwd",
     "sq300_sk0_h2_d64_bf16_sink_bwd",
 };
@@ -139,7 +141,7 @@ TEST_P(CudaTable, MatchesFloat64OnEveryRing) {
   if (!c.backward) return;
   Options in_order = options;
   in_order.deterministic = true;
-  for (int ring : {1, 4}) check("deterministic", in_order, data, ring);
+  for (int ring : {1, 2, 4}) check("deterministic", in_order, data, ring);
 }
 
 std::string parameter_name(const testing::TestParamInfo<std::tuple<const char*, Layout>>& info) {

@@ -78,13 +78,15 @@ RINGATTN_DEVICE void add_queries(const BackwardParameters<T>& p, std::uint32_t b
     if (speaker) ptx::arrive(steps.empty(ring.at));
     if ((e.info & kEnd) != 0) return;
     if ((e.info & kHasOthers) == 0) continue;
-    const int run = e.other_row < p.other_counts[0] ? 0 : 1;
-    const int first = (e.other_row - run * p.other_counts[0]) / Layout::kQueries;
     const int tile =
         query_tile<T, Layout::kQueries>(p, p.other_counts[0], e.other_row, e.head_batch);
 #pragma unroll 1
     for (int step = 0; step < e.info >> kStepsShift; ++step) {
-      const int before = adders_before<T, kDim>(p, e, run, first + step);
+      // An entry may reach from the first run into the second.
+      const int row = e.other_row + step * Layout::kQueries;
+      const int run = row < p.other_counts[0] ? 0 : 1;
+      const int before =
+          adders_before<T, kDim>(p, e, run, (row - run * p.other_counts[0]) / Layout::kQueries);
       if (speaker) {
         float* to =
             p.dquery_sum + static_cast<std::int64_t>(tile + step) * (Layout::kQueries * kDim);

@@ -121,7 +121,7 @@ bool takes(const cuda::BackwardParameters<T>& p) {
   const BackwardShape shape = backward_shape(dim);
   const bool anything =
       p.schedule.queries.positions.size() > 0 && p.schedule.keys.positions.size() > 0;
-  return (anything || !splits(dim)) && p.schedule.queries.size == shape.queries &&
+  return anything && p.schedule.queries.size == shape.queries &&
          p.schedule.keys.size == kGroupRows && rows_fit(p) && can_map(query_of(p)) &&
          can_map(key_of(p)) && can_map(value_of(p)) && can_map(dout_of(p, p.dout)) &&
          (p.dquery.data == nullptr || p.dquery.aligned);

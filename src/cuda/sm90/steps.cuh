@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which steps a block takes: one warp asks the schedule, ahead of everyone, and passes its answers
-// through a ring in shared memory; two warps find the bits of masked tiles. Who computes only
+// through a ring in shared memory; others find the bits of masked tiles. Who computes only
 // learns "another step", "masked", "done": masks are data. "Own" rows are those that a block keeps,
 // "others" those that pass by: kKeys says that the others are keys, as in the forward pass;
 // otherwise they are queries, of every head of the group in turn.
