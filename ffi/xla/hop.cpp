@@ -49,7 +49,7 @@ Hop::Hop(Pass pass, const ringattn_config& config, const HopAttributes& hop,
   fail_if_asked(rank, static_cast<int>(hop.offset));
   Problem problem = problem_of(config, query_.dim(0));
   problem.device = place.device();
-  plan_.emplace(problem, options, rank, world, true);
+  plan_.emplace(problem, options, rank, world, false);  // no owner shares what it made of a block
   owner_ = owner_at(rank, static_cast<int>(hop.offset), world);
   require_rows("query", plan_->query_rows(rank).size(), query_.dim(1));
 
