@@ -74,8 +74,8 @@ class DeviceMemory final : public Memory {
     check(cudaThreadExchangeStreamCaptureMode(&mode), "the capture mode");
     if (error == cudaErrorMemoryAllocation) {
       (void)cudaGetLastError();
-      throw Error(ErrorCode::kUnsupported, "workspace: the GPU has no " + std::to_string(bytes) +
-                                               " bytes of memory left");
+      throw Error(ErrorCode::kUnsupported,
+                  "workspace: the GPU has no " + std::to_string(bytes) + " bytes of memory left");
     }
     check(error, "cudaMalloc");
     return static_cast<std::byte*>(data);
@@ -128,9 +128,8 @@ class DeviceMemory final : public Memory {
     const auto* data = static_cast<const std::int32_t*>(view.data);
     const std::int64_t batch = view.stride(0);
     const std::int64_t step = view.stride(1);
-    for_each(view.dim(0) * rows, stream, [=] __device__(std::int64_t i) {
-      out[i] = data[i / rows * batch + i % rows * step];
-    });
+    for_each(view.dim(0) * rows, stream,
+             [=] __device__(std::int64_t i) { out[i] = data[i / rows * batch + i % rows * step]; });
   }
 
   void copy_positions(const ConstTensorView& view, std::int64_t* out,
@@ -170,9 +169,8 @@ class DeviceMemory final : public Memory {
   void spread_sink_gradients(const ConstTensorView& sinks, const double* dhead, std::int64_t heads,
                              TensorView dsinks, Stream stream) const override {
     const SinkView view(sinks, heads);
-    for_each(view.groups(), stream, [=] __device__(std::int64_t g) {
-      view.store_gradients(dhead, g, dsinks);
-    });
+    for_each(view.groups(), stream,
+             [=] __device__(std::int64_t g) { view.store_gradients(dhead, g, dsinks); });
   }
 };
 

@@ -16,7 +16,7 @@ bool adds_queries(const Problem& problem);
 /// How they keep the sums of dQ for a shard of queries.
 QueryTiles query_tiles(const Problem& problem, const Positions& queries);
 
-/// Do they take this step? If not, the portable kernels do, with the same sums.
+/// Do they take this step? If not, the portable kernels do, with the same sums between steps.
 template <class T>
 bool takes(const cuda::BackwardParameters<T>& parameters);
 

@@ -64,8 +64,8 @@ void set_scoring(P& p) {
   }
 }
 
-/// What blocks of `groups` warpgroups visit: of query rows in the forward pass, of key rows in the
-/// backward. in_order: blocks wait for those that began before them.
+/// What blocks of `groups` warpgroups visit: of query rows for kForward, which dQ of wide heads
+/// takes too, of key rows for kBackward. in_order: blocks wait for those that began before them.
 Traversal traverse(const PairSchedule& schedule, int batch, int heads, int group,
                    std::int64_t row_bytes, Pass pass, int groups, bool in_order);
 template <class T>
