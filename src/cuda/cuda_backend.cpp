@@ -110,7 +110,7 @@ struct BackwardPieces {
   float* dquery_sum;  // as query_sums() says
   float* statistics;  // lse and delta by tiles, with those
   unsigned* ticket;
-  unsigned* added;  // counts by tiles, if additions have an order
+  unsigned* added;  // counts by parts of tiles, if additions have an order
 };
 BackwardPieces carve_backward(const Plan& plan, Carver& carver) {
   const Problem& p = plan.problem();
@@ -128,7 +128,7 @@ BackwardPieces carve_backward(const Plan& plan, Carver& carver) {
   w.statistics = carver.take_array<float>(heads * tiles.count() * tiles.rows * 2);
   w.ticket = carver.take_array<unsigned>(1);
   const bool in_order = adds && plan.options().deterministic;
-  w.added = in_order ? carver.take_array<unsigned>(heads * tiles.count()) : nullptr;
+  w.added = in_order ? carver.take_array<unsigned>(heads * tiles.parts()) : nullptr;
   return w;
 }
 

@@ -67,7 +67,7 @@ struct BackwardParameters : Common<T> {
   Rows<T> dvalue_out;
   unsigned* ticket = nullptr;  // scratch
   unsigned* added =
-      nullptr;  // scratch, one per tile of query_sums; if set, additions have an order
+      nullptr;  // scratch, one per part of query_sums; if set, additions have an order
   float* statistics = nullptr;  // of query_sums' tiles: lse in log2 units, then delta
 };
 

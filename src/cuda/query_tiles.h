@@ -27,6 +27,7 @@ struct QueryTiles {
     return rows == 0 ? 0 : first_run_tiles() + ceil_div(counts[1], rows);
   }
   RINGATTN_HOST_DEVICE constexpr std::int64_t floats() const { return count() * rows * dim; }
+  RINGATTN_HOST_DEVICE constexpr std::int64_t parts() const { return floats() / kPart; }
   /// Where a row of a shard lies: its tile, and its place in that.
   RINGATTN_HOST_DEVICE constexpr std::int64_t tile(std::int64_t row) const {
     return row < counts[0] ? row / rows : first_run_tiles() + (row - counts[0]) / rows;

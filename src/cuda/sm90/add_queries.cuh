@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// For the same bits in every run: the warp that has the copy engine add gradients of queries to
-// their sums, to which other blocks add as well, in the order in which the blocks begin. A block
-// waits only for blocks that began before it, so somebody can always go on.
+// For the same bits in every run: warps that have the copy engine add gradients of queries to their
+// sums, to which other blocks add as well, in the order in which the blocks begin. A block waits
+// only for blocks that began before it, so somebody can always go on.
 #pragma once
 
 #include "cuda/sm90/backward_layout.cuh"
@@ -19,57 +19,74 @@ RINGATTN_DEVICE void own_blocks(const Traversal& p, int block_rows, int own_run,
   last = min((max(end - band.begin, 0) + block_rows - 1) / block_rows, p.own_blocks[own_run]);
 }
 
-/// How many blocks of the same head that begin before this one add to a tile of queries. By a warp.
+/// How many blocks of the same head that begin before this one add to a tile of queries: of the
+/// entry's step of this thread's lane. By a warp.
 template <class T, int kDim>
-RINGATTN_DEVICE int adders_before(const BackwardParameters<T>& p, const StepEntry& e, int other_run,
-                                  int tile) {
+RINGATTN_DEVICE int adders_before(const BackwardParameters<T>& p, const StepEntry& e) {
   using Layout = BackwardLayout<kDim>;
-  const int run = e.own_row < p.own_counts[0] ? 0 : 1;
-  const int block = (e.own_row - run * p.own_counts[0]) / Layout::kRows + run * p.own_blocks[0];
+  const int own_run = e.own_row < p.own_counts[0] ? 0 : 1;
+  const int block =
+      (e.own_row - own_run * p.own_counts[0]) / Layout::kRows + own_run * p.own_blocks[0];
+  const int place = p.late_first ? p.own_blocks[0] + p.own_blocks[1] - 1 - block : block;
+  const int lane = threadIdx.x % 32;
+  // An entry may reach from the first run into the second.
+  const auto run_of = [&](int step) {
+    return e.other_row + step * Layout::kQueries < p.other_counts[0] ? 0 : 1;
+  };
+  const auto index_of = [&](int step) {
+    return e.other_row + step * Layout::kQueries - run_of(step) * p.other_counts[0];
+  };
   int count = 0;
   if (p.banded && !p.segmented) {
-    const int begin = tile * Layout::kQueries;
-    const int end = min(begin + Layout::kQueries, p.other_counts[other_run]);
+    const int run = run_of(lane);
+    const int begin = index_of(lane);
+    const int end = min(begin + Layout::kQueries, p.other_counts[run]);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       int first;
       int last;
-      own_blocks(p, Layout::kRows, r, other_run, begin, end, first, last);
+      own_blocks(p, Layout::kRows, r, run, begin, end, first, last);
       const int mine = block - r * p.own_blocks[0];
       count += max(p.late_first ? last - max(first, mine + 1) : min(last, mine) - first, 0);
     }
     return count;
   }
-  const int place = p.late_first ? p.own_blocks[0] + p.own_blocks[1] - 1 - block : block;
   const int head = e.head_batch & 0xFFFF;
 #pragma unroll 1
-  for (int first = 0; first < place; first += 32) {
-    const int other = first + static_cast<int>(threadIdx.x % 32);
-    bool adds = false;
-    if (other < place) {
-      const OwnBlock own(p, Layout::kRows, e.head_batch >> 16, head / p.group, other);
-      adds =
-          kinds<false, Layout::kShape.groups, Layout::kQueries>(p, own, head, other_run, tile) != 0;
+  for (int step = 0; step < e.info >> kStepsShift; ++step) {
+    int before = 0;
+#pragma unroll 1
+    for (int first = 0; first < place; first += 32) {
+      const int other = first + lane;
+      bool adds = false;
+      if (other < place) {
+        const OwnBlock own(p, Layout::kRows, e.head_batch >> 16, head / p.group, other);
+        adds = kinds<false, Layout::kShape.groups, Layout::kQueries>(
+                   p, own, head, run_of(step), index_of(step) / Layout::kQueries) != 0;
+      }
+      before += __popc(__ballot_sync(0xFFFFFFFFU, adds));
     }
-    count += __popc(__ballot_sync(0xFFFFFFFFU, adds));
+    if (lane == step) count = before;
   }
   return count;
 }
 
-/// By one warp: the gradients that the groups have put into shared memory, step by step.
+/// By a warpgroup: the gradients that the groups have put into shared memory. A warp adds those of
+/// one group in every second step: reading the count of others, adding and counting take longer
+/// than a step.
 template <class T, int kDim>
 RINGATTN_DEVICE void add_queries(const BackwardParameters<T>& p, std::uint32_t base,
-                                 const typename BackwardLayout<kDim>::Steps& steps) {
+                                 const typename BackwardLayout<kDim>::Steps& steps, int warp) {
   using Layout = BackwardLayout<kDim>;
   constexpr int kGroups = Layout::kShape.groups;
-  const auto barrier = [&](int i) { return base + Layout::kBarriers + 8 * i; };
+  const int group = warp % kGroups;
+  const int turn = warp / kGroups;
+  const std::uint32_t full = base + Layout::kBarriers + 8 * (Layout::kDqueryFull + warp);
+  const std::uint32_t empty = base + Layout::kBarriers + 8 * (Layout::kDqueryEmpty + group);
   const bool speaker = threadIdx.x % 32 == 0;
   typename Layout::Steps::Ring ring;
   unsigned parity = 0;
-  int unsaid = -1;  // the tile that this thread has added to and not told the others of
-  // Told a step late, others wait longer, but this block not for its additions: better where a step
-  // is short beside them.
-  constexpr bool kLate = kDim > 64;
+  int number = 0;  // of the steps of all rows
 #pragma unroll 1
   for (;; ring.advance()) {
     ptx::wait(steps.full(ring.at), ring.parity);
@@ -80,43 +97,25 @@ RINGATTN_DEVICE void add_queries(const BackwardParameters<T>& p, std::uint32_t b
     if ((e.info & kHasOthers) == 0) continue;
     const int tile =
         query_tile<T, Layout::kQueries>(p, p.other_counts[0], e.other_row, e.head_batch);
+    const int counts = adders_before<T, kDim>(p, e);
 #pragma unroll 1
-    for (int step = 0; step < e.info >> kStepsShift; ++step) {
-      // An entry may reach from the first run into the second.
-      const int row = e.other_row + step * Layout::kQueries;
-      const int run = row < p.other_counts[0] ? 0 : 1;
-      const int before =
-          adders_before<T, kDim>(p, e, run, (row - run * p.other_counts[0]) / Layout::kQueries);
+    for (int step = 0; step < e.info >> kStepsShift; ++step, ++number) {
+      const int before = __shfl_sync(0xFFFFFFFFU, counts, step);
+      if (number % Layout::kAddTurns != turn) continue;
       if (speaker) {
-        float* to =
-            p.dquery_sum + static_cast<std::int64_t>(tile + step) * (Layout::kQueries * kDim);
-        ptx::wait_count(p.added + tile + step, before);
-#pragma unroll 1
-        for (int g = 0; g < kGroups; ++g) {
-          ptx::wait(barrier(Layout::kDqueryFull + g), parity);
-          ptx::add_bytes(to + g * QueryTiles::kPart,
-                         base + Layout::kDquery + g * Layout::kPartBytes, Layout::kPartBytes, true);
-        }
-        if (kLate && unsaid >= 0) {
-          ptx::wait_bytes_added<kGroups>();
-          ptx::count(p.added + unsaid);
-        }
-        unsaid = tile + step;
+        const std::int64_t part = static_cast<std::int64_t>(tile + step) * kGroups + group;
+        ptx::wait_count(p.added + part, before);
+        ptx::wait(full, parity);
+        ptx::add_bytes(p.dquery_sum + part * QueryTiles::kPart,
+                       base + Layout::kDquery + group * Layout::kPartBytes, Layout::kPartBytes,
+                       true);
         ptx::wait_bytes_read<0>();
-#pragma unroll
-        for (int g = 0; g < kGroups; ++g) ptx::arrive(barrier(Layout::kDqueryEmpty + g));
-        if (!kLate) {
-          ptx::wait_bytes_added<0>();
-          ptx::count(p.added + unsaid);
-        }
+        ptx::arrive(empty);
+        ptx::wait_bytes_added<0>();
+        ptx::count(p.added + part);
       }
       __syncwarp();
       parity ^= 1;
-    }
-    if (kLate && (e.info & kMore) == 0 && speaker) {
-      ptx::wait_bytes_added<0>();
-      ptx::count(p.added + unsaid);
-      unsaid = -1;
     }
   }
 }

@@ -79,7 +79,7 @@ cudaError_t at_once(const cuda::BackwardParameters<T>& given, cudaStream_t strea
   }
   const bool in_order = given.added != nullptr;
   if (error == cudaSuccess && in_order) {
-    error = cudaMemsetAsync(given.added, 0, heads * given.query_sums.count() * sizeof(unsigned),
+    error = cudaMemsetAsync(given.added, 0, heads * given.query_sums.parts() * sizeof(unsigned),
                             stream);
   }
   if (error == cudaSuccess) {

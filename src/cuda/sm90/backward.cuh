@@ -206,7 +206,7 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
   const auto issue_dquery = [&](bool have) __attribute__((always_inline)) {
     // The dQ of the step before has left.
     if constexpr (kInOrder) {
-      static_assert(Layout::kShape.buffers == 2);  // so `ready` tells the parity, too
+      static_assert(Layout::kShape.buffers == 2 && Layout::kAddTurns == 2);  // so `ready` tells all
       ptx::wait(barrier(Layout::kDqueryEmpty + group), ready.at ^ 1);
     } else {
       ptx::wait_bytes_read<0>();
@@ -249,6 +249,7 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
   };
   // to_tile < 0: it is of no use.
   const auto add_dquery = [&](int to_tile) __attribute__((always_inline)) {
+    const int turn = ready.at;
     if (to_tile >= 0) {
       if (lane == 0) ptx::arrive(barrier(Layout::kScoresEmpty + ready.at));
       ready.advance();
@@ -256,7 +257,7 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
     ptx::named_sync(10 + group, 128);
     const bool mine = threadIdx.x % 128 == 0 && to_tile >= 0;
     if constexpr (kInOrder) {
-      ptx::arrive(barrier(Layout::kDqueryFull + group), mine);
+      ptx::arrive(barrier(Layout::kDqueryFull + turn * Layout::kShape.groups + group), mine);
     } else {
       ptx::add_bytes(p.dquery_sum + static_cast<std::int64_t>(to_tile) * (kQueries * kDim) +
                          group * QueryTiles::kPart,
@@ -420,8 +421,15 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
   }
 }
 
+/// Warpgroups that do not compute: one that fetches, and one that adds in order.
+constexpr int other_groups(bool in_order) { return in_order ? 2 : 1; }
+template <int kDim, bool kInOrder>
+constexpr int backward_threads() {
+  return 128 * (other_groups(kInOrder) + backward_shape(kDim).groups);
+}
+
 template <class T, int kDim, bool kCap, bool kInOrder>
-__global__ void __launch_bounds__(BackwardLayout<kDim>::kThreads, 1)
+__global__ void __launch_bounds__(backward_threads<kDim, kInOrder>(), 1)
     backward_kernel(const __grid_constant__ BackwardParameters<T> p,
                     const __grid_constant__ CUtensorMap query,
                     const __grid_constant__ CUtensorMap dout,
@@ -429,7 +437,9 @@ __global__ void __launch_bounds__(BackwardLayout<kDim>::kThreads, 1)
                     const __grid_constant__ CUtensorMap value) {
   using Layout = BackwardLayout<kDim>;
   constexpr BackwardShape kShape = Layout::kShape;
-  constexpr int kBitWarps = kInOrder ? 1 : 2;
+  constexpr int kOtherGroups = other_groups(kInOrder);
+  constexpr int kComputeRegisters =
+      (512 - kOtherGroups * kShape.fetch_registers) / kShape.groups / 8 * 8;
   extern __shared__ __align__(1024) unsigned char memory[];
   const auto base = static_cast<std::uint32_t>(__cvta_generic_to_shared(memory));
   const auto steps = steps_at<Layout>(base);
@@ -437,7 +447,7 @@ __global__ void __launch_bounds__(BackwardLayout<kDim>::kThreads, 1)
 
   if (threadIdx.x == 0) {
     if ((base & 1023) != 0) __trap();  // swizzled tiles need it
-    steps.init_barriers(kShape.groups, kInOrder ? 2 : 1, kBitWarps);
+    steps.init_barriers(kShape.groups, kInOrder ? 1 + Layout::kAdders : 1, 2);
     ptx::barrier_init(barrier(Layout::kKeyFull), 1);
     ptx::barrier_init(barrier(Layout::kKeyEmpty), 4 * kShape.groups);
     for (int i = 0; i < kShape.stages; ++i) {
@@ -447,9 +457,8 @@ __global__ void __launch_bounds__(BackwardLayout<kDim>::kThreads, 1)
     for (int i = 0; i < kShape.buffers; ++i) {
       ptx::barrier_init(barrier(Layout::kScoresEmpty + i), 4 * kShape.groups);
     }
-    for (int i = 0; i < kShape.groups; ++i) {
+    for (int i = 0; i < Layout::kAdders + kShape.groups; ++i) {
       ptx::barrier_init(barrier(Layout::kDqueryFull + i), 1);
-      ptx::barrier_init(barrier(Layout::kDqueryEmpty + i), 1);
     }
     ptx::fence_barrier_init();
     ptx::prefetch_map(&query);
@@ -467,19 +476,19 @@ __global__ void __launch_bounds__(BackwardLayout<kDim>::kThreads, 1)
       if (threadIdx.x == 0) fetch_backward<T, kDim>(p, base, steps, &query, &dout, &key, &value);
     } else if (warp == 1) {
       produce_steps<false, kShape.groups, kShape.queries, true>(p, steps);
-    } else if (warp < 2 + kBitWarps) {
-      constexpr int kBitThreads = 32 * kBitWarps;
+    } else {
       const int thread = threadIdx.x - 64;
       int cleared = -1;
-      find_bits<false, kShape.groups, kBitThreads>(p, steps, thread, [&](const BitsRequest& r) {
-        clear_step<T, kDim, kBitThreads>(p, base, r, thread, cleared);
+      find_bits<false, kShape.groups, 64>(p, steps, thread, [&](const BitsRequest& r) {
+        clear_step<T, kDim, 64>(p, base, r, thread, cleared);
       });
-    } else if constexpr (kInOrder) {
-      add_queries<T, kDim>(p, base, steps);
     }
-  } else {
-    ptx::request_registers<kShape.compute_registers>();
+  } else if (group <= kShape.groups) {
+    ptx::request_registers<kComputeRegisters>();
     compute_backward<T, kDim, kCap, kInOrder>(p, base, steps, group - 1);
+  } else if constexpr (kInOrder) {
+    ptx::release_registers<kShape.fetch_registers>();
+    add_queries<T, kDim>(p, base, steps, threadIdx.x / 32 % 4);
   }
 }
 
@@ -488,8 +497,9 @@ cudaError_t launch_backward(const BackwardParameters<T>& p, const CUtensorMap& q
                             const CUtensorMap& dout, const CUtensorMap& key,
                             const CUtensorMap& value, cudaStream_t stream) {
   using Layout = BackwardLayout<kDim>;
-  return launch_persistent<backward_kernel<T, kDim, kCap, kInOrder>, Layout::kThreads,
-                           Layout::kBytes>(p.tiles, stream, p, query, dout, key, value);
+  return launch_persistent<backward_kernel<T, kDim, kCap, kInOrder>,
+                           backward_threads<kDim, kInOrder>(), Layout::kBytes>(
+      p.tiles, stream, p, query, dout, key, value);
 }
 
 }  // namespace ringattn::cuda::sm90

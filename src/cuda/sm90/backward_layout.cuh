@@ -10,11 +10,10 @@ namespace ringattn::cuda::sm90 {
 template <int kDim>
 struct BackwardLayout {
   static constexpr BackwardShape kShape = backward_shape(kDim);
-  static constexpr int kThreads = 128 * (kShape.groups + 1);
   static constexpr int kRows = kGroupRows * kShape.groups;  // of keys
   static constexpr int kQueries = kShape.queries;
   static constexpr int kPanels = kDim / 64;
-  static constexpr int kRing = 4;
+  static constexpr int kRing = 8;
   static constexpr int kSlots = 2;
   static constexpr int kKeyBytes = kRows * kDim * 2;
   static constexpr int kQueryBytes = kQueries * kDim * 2;
@@ -36,7 +35,7 @@ struct BackwardLayout {
   static constexpr int kRequests = kEntries + kRing * static_cast<int>(sizeof(StepEntry));
   static constexpr int kBarriers = kRequests + kSlots * static_cast<int>(sizeof(BitsRequest));
 
-  struct Steps : StepShared<kRing, kSlots> {
+  struct Steps : StepShared<kRing, kSlots, 2> {
     using Ring = Place<kRing>;
     using Slots = Place<kSlots>;
   };
@@ -45,8 +44,11 @@ struct BackwardLayout {
   static constexpr int kQueryFull = kKeyFull + 2;  // queries, gradients, statistics of a stage
   static constexpr int kQueryEmpty = kQueryFull + kShape.stages;
   static constexpr int kScoresEmpty = kQueryEmpty + kShape.stages;
-  static constexpr int kDqueryFull = kScoresEmpty + kShape.buffers;  // a part per group
-  static constexpr int kDqueryEmpty = kDqueryFull + kShape.groups;
+  // Additions in order: a warp per group and turn, a part of dQ per group.
+  static constexpr int kAdders = 4;
+  static constexpr int kAddTurns = kAdders / kShape.groups;
+  static constexpr int kDqueryFull = kScoresEmpty + kShape.buffers;
+  static constexpr int kDqueryEmpty = kDqueryFull + kAdders;
   static constexpr int kBytes = kBarriers + 8 * (kDqueryEmpty + kShape.groups);
   static_assert(kBytes <= 227 * 1024);
 };

@@ -26,7 +26,7 @@ struct ForwardLayout {
   static constexpr int kRequests = kEntries + kRing * static_cast<int>(sizeof(StepEntry));
   static constexpr int kBarriers = kRequests + kSlots * static_cast<int>(sizeof(BitsRequest));
 
-  struct Steps : StepShared<kRing, kSlots> {
+  struct Steps : StepShared<kRing, kSlots, 1> {
     using Ring = Place<kRing>;
     using Slots = Place<kSlots>;
   };

@@ -69,11 +69,11 @@ struct BackwardShape {
   int stages;   // of queries and their gradients
   int buffers;  // of gradients of scores
   bool turns;   // the groups issue their products in turns
-  int fetch_registers, compute_registers;
+  int fetch_registers;
 };
 constexpr BackwardShape backward_shape(int dim) {
-  if (dim == 64) return {2, 128, 2, 2, true, 24, 240};
-  return {2, 64, 2, 2, false, 24, 240};
+  if (dim == 64) return {2, 128, 2, 2, true, 24};
+  return {2, 64, 2, 2, false, 24};
 }
 /// Heads above 128 take two kernels, with tiles of as many queries and keys: split_layout.cuh.
 constexpr int kSplitTile = 64;

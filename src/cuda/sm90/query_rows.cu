@@ -90,7 +90,7 @@ cudaError_t tile_statistics(const TileStatistics& p, cudaStream_t stream) {
 
 template <class T>
 cudaError_t finish_queries(const FinishQueries<T>& p, cudaStream_t stream) {
-  const std::int64_t blocks = p.heads * p.tiles.floats() / QueryTiles::kPart;
+  const std::int64_t blocks = p.heads * p.tiles.parts();
   if (blocks == 0) return cudaSuccess;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
   finish_kernel<T><<<static_cast<unsigned>(blocks), 128, 0, stream>>>(p);

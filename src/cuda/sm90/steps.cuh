@@ -86,8 +86,10 @@ RINGATTN_DEVICE int tiles_before(const Tiling& tiles, int run) {
 }
 
 /// Addresses of the ring and of what belongs to it. kSlots: masks that may be under way at once.
-template <int kRing, int kSlots>
+/// kEntriesLeft: how many entries may wait to be taken up when the next rows are drawn.
+template <int kRing, int kSlots, int kEntriesLeft>
 struct StepShared {
+  static constexpr int kLeft = kEntriesLeft;
   std::uint32_t entries, requests, bits;
   std::uint32_t barriers;  // full and empty of the ring; wanted, full and empty of the slots
   std::uint32_t bits_bytes;
@@ -292,8 +294,8 @@ RINGATTN_DEVICE void produce_steps(const P& p, const Shared& shared) {
     slots.advance();
   };
   // Rows that all take as long are dealt out in turns. Others are drawn, as late as hides the
-  // drawing: when the entry before the last has been taken up. If blocks wait for others, even the
-  // first rows are drawn: whoever is waited for must be running.
+  // drawing: when all entries but the last few have been taken up. If blocks wait for others, even
+  // the first rows are drawn: whoever is waited for must be running.
   const auto next_tile = [&](int t) {
     if (!p.drawn) return t + static_cast<int>(gridDim.x);
     int drawn = 0;
@@ -301,8 +303,8 @@ RINGATTN_DEVICE void produce_steps(const P& p, const Shared& shared) {
       drawn = static_cast<int>(atomicAdd(p.ticket, 1U));
     } else if (lane == 0) {
       typename Shared::Ring before = ring;
-      before.back();
-      before.back();
+#pragma unroll
+      for (int i = 0; i <= Shared::kLeft; ++i) before.back();
       ptx::wait(shared.empty(before.at), before.parity);
       drawn = static_cast<int>((p.in_order ? 0 : gridDim.x) + atomicAdd(p.ticket, 1U));
     }
