@@ -74,15 +74,16 @@ Traversal traverse(const PairSchedule& s, int batch, int heads, int group, std::
   p.own_heads = forward ? heads : heads / group;
   const bool early_sees_less = s.mask.left == IntervalMask::kUnbounded && s.mask.chunk == 0 &&
                                s.mask.right != IntervalMask::kUnbounded;
-  // Early keys are seen by more, but late ones meet their first query first: who must wait for
-  // others to add to it should not wait long.
-  p.late_first = early_sees_less && (forward || in_order);
+  // Rows that see more come first. In order, late keys do: they meet their first query first, and
+  // who must wait for others to add to it should not wait long.
+  p.late_first = in_order ? s.mask.right != IntervalMask::kUnbounded : early_sees_less && forward;
   // Query heads share keys; queries are those of a head alone.
   const std::int64_t bytes = others.size() * row_bytes;
   const int all = batch * p.own_heads;
-  p.heads_per_turn = !early_sees_less ? 1
-                     : forward        ? heads_per_turn(all, ceil_div(bytes, group))
-                                      : heads_per_turn(all, bytes * group);
+  const bool turns = early_sees_less || in_order;  // in order, blocks of a head wait for each other
+  p.heads_per_turn = !turns    ? 1
+                     : forward ? heads_per_turn(all, ceil_div(bytes, group))
+                               : heads_per_turn(all, bytes * group);
   p.in_order = in_order;
   p.drawn = in_order || p.segmented || !(p.banded && s.mask.full());
   p.tiles = (p.own_blocks[0] + p.own_blocks[1]) * all;
