@@ -35,7 +35,7 @@ struct BackwardLayout {
   static constexpr int kRequests = kEntries + kRing * static_cast<int>(sizeof(StepEntry));
   static constexpr int kBarriers = kRequests + kSlots * static_cast<int>(sizeof(BitsRequest));
 
-  struct Steps : StepShared<kRing, kSlots, 2> {
+  struct Steps : StepShared<kRing, kSlots> {
     using Ring = Place<kRing>;
     using Slots = Place<kSlots>;
   };

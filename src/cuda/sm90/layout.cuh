@@ -13,7 +13,7 @@ struct ForwardLayout {
   static constexpr int kThreads = 128 * (kShape.groups + 1);
   static constexpr int kRows = kGroupRows * kShape.groups;
   static constexpr int kPanels = kDim / 64;
-  static constexpr int kRing = 4;
+  static constexpr int kRing = kDim == 256 ? 4 : 8;
   static constexpr int kSlots = kDim == 256 ? 1 : 2;  // what shared memory has left
   static constexpr int kQueryBytes = kRows * kDim * 2;
   static constexpr int kTileBytes = kShape.columns * kDim * 2;
@@ -26,7 +26,7 @@ struct ForwardLayout {
   static constexpr int kRequests = kEntries + kRing * static_cast<int>(sizeof(StepEntry));
   static constexpr int kBarriers = kRequests + kSlots * static_cast<int>(sizeof(BitsRequest));
 
-  struct Steps : StepShared<kRing, kSlots, 1> {
+  struct Steps : StepShared<kRing, kSlots> {
     using Ring = Place<kRing>;
     using Slots = Place<kSlots>;
   };

@@ -34,7 +34,7 @@ struct QueryGradientLayout {
   static constexpr int kRequests = kEntries + kRing * static_cast<int>(sizeof(StepEntry));
   static constexpr int kBarriers = kRequests + kSlots * static_cast<int>(sizeof(BitsRequest));
 
-  struct Steps : StepShared<kRing, kSlots, 1> {
+  struct Steps : StepShared<kRing, kSlots> {
     using Ring = Place<kRing>;
     using Slots = Place<kSlots>;
   };
@@ -79,7 +79,7 @@ struct KeyGradientLayout {
   static constexpr int kRequests = kEntries + kRing * static_cast<int>(sizeof(StepEntry));
   static constexpr int kBarriers = kRequests + kSlots * static_cast<int>(sizeof(BitsRequest));
 
-  struct Steps : StepShared<kRing, kSlots, 1> {
+  struct Steps : StepShared<kRing, kSlots> {
     using Ring = Place<kRing>;
     using Slots = Place<kSlots>;
   };

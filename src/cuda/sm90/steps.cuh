@@ -86,10 +86,10 @@ RINGATTN_DEVICE int tiles_before(const Tiling& tiles, int run) {
 }
 
 /// Addresses of the ring and of what belongs to it. kSlots: masks that may be under way at once.
-/// kEntriesLeft: how many entries may wait to be taken up when the next rows are drawn.
-template <int kRing, int kSlots, int kEntriesLeft>
+template <int kRing, int kSlots>
 struct StepShared {
-  static constexpr int kLeft = kEntriesLeft;
+  /// So many entries may wait to be taken up when the next rows are drawn.
+  static constexpr int kLeft = kRing / 4;
   std::uint32_t entries, requests, bits;
   std::uint32_t barriers;  // full and empty of the ring; wanted, full and empty of the slots
   std::uint32_t bits_bytes;
