@@ -398,31 +398,41 @@ RINGATTN_DEVICE void produce_steps(const P& p, const Shared& shared) {
   request({});
 }
 
-/// Which of the 32 others from `first` on have the segment id of this thread's own row. By a warp.
+/// Segment ids as a lane of a warp sees them: of its own row, and of one of every 32 others. -1: no
+/// such row.
 template <bool kKeys>
-RINGATTN_DEVICE std::uint32_t segment_word(const PairSchedule& s, const BitsRequest& r, int row,
-                                           int first, int columns) {
-  const int lane = threadIdx.x % 32;
-  const int batch = r.head_batch >> 16;
-  const auto ids = [&](bool of_queries) {
-    const ShardSegments& side = of_queries ? s.query_segments : s.key_segments;
-    const Positions& rows = of_queries ? s.queries.positions : s.keys.positions;
-    return side.ids + batch * rows.size();
-  };
-  const int mine = row < r.rows ? ids(kKeys)[r.own_row + row] : -1;
-  const int theirs = lane < columns ? ids(!kKeys)[r.other_row + first + lane] : -1;
-  // Few different ones: documents are long.
-  std::uint32_t word = 0;
-  unsigned left = __ballot_sync(0xFFFFFFFFU, theirs >= 0);
-#pragma unroll 1
-  while (left != 0) {
-    const int id = __shfl_sync(0xFFFFFFFFU, theirs, __ffs(static_cast<int>(left)) - 1);
-    const unsigned same = __ballot_sync(0xFFFFFFFFU, theirs == id);
-    if (same_segment(mine, id)) word = same;
-    left &= ~same;
+struct SegmentIds {
+  int mine, theirs[4];
+
+  RINGATTN_DEVICE SegmentIds(const PairSchedule& s, const BitsRequest& r, int row) {
+    const int lane = threadIdx.x % 32;
+    const int batch = r.head_batch >> 16;
+    const auto ids = [&](bool of_queries) {
+      const ShardSegments& side = of_queries ? s.query_segments : s.key_segments;
+      const Positions& rows = of_queries ? s.queries.positions : s.keys.positions;
+      return side.ids + batch * rows.size();
+    };
+    mine = row < r.rows ? ids(kKeys)[r.own_row + row] : -1;
+    const int* others = ids(!kKeys) + r.other_row + lane;
+#pragma unroll
+    for (int n = 0; n < 4; ++n) theirs[n] = 32 * n + lane < r.columns ? others[32 * n] : -1;
   }
-  return word;
-}
+
+  /// Which of the 32 others of word n have the id of this lane's own row.
+  RINGATTN_DEVICE std::uint32_t word(int n) const {
+    // Few different ones: documents are long.
+    std::uint32_t word = 0;
+    unsigned left = __ballot_sync(0xFFFFFFFFU, theirs[n] >= 0);
+#pragma unroll 1
+    while (left != 0) {
+      const int id = __shfl_sync(0xFFFFFFFFU, theirs[n], __ffs(static_cast<int>(left)) - 1);
+      const unsigned same = __ballot_sync(0xFFFFFFFFU, theirs[n] == id);
+      if (same_segment(mine, id)) word = same;
+      left &= ~same;
+    }
+    return word;
+  }
+};
 
 /// Is there anything to clear in the tile of others of a request?
 template <bool kKeys, int kColumns, class P>
@@ -458,27 +468,38 @@ RINGATTN_DEVICE void find_bits(const P& p, const Shared& shared, int thread, con
     if (r.rows == 0) return;
     const std::uint32_t to = shared.bits + shared.bits_bytes * slots.at;
 #pragma unroll 1
-    for (int n = thread / 32; n < kRows / 8; n += kThreads / 32) {
-      const int row = n / 4 * 32 + thread % 32;
-      const int first = n % 4 * 32;
-      const int columns = min(r.columns - first, 32);
-      std::uint32_t word = 0;
-      if (row < r.rows && columns > 0) {
-        if (p.banded) {
-          const Band32 band = p.bands[r.runs & 1][r.runs >> 1];
-          const int shift = r.own_index + row - r.other_index - first;
-          word = bit_range(max(shift + band.begin, 0), min(shift + band.end, columns));
+    for (int rows = thread / 32; rows < kRows / 32; rows += kThreads / 32) {
+      const int row = 32 * rows + thread % 32;
+      const auto store = [&](int n, std::uint32_t word) {
+        asm volatile("st.shared.u32 [%0], %1;" ::"r"(to + 16 * row + 4 * n), "r"(word) : "memory");
+      };
+      if (p.banded) {
+        const Band32 band = p.bands[r.runs & 1][r.runs >> 1];
+        const int shift = r.own_index + row - r.other_index;
+        const auto seen = [&](int n) {
+          return row < r.rows ? bit_range(max(shift + band.begin - 32 * n, 0),
+                                          min(shift + band.end, r.columns) - 32 * n)
+                              : 0;
+        };
+        if (p.segmented) {
+          const SegmentIds<kKeys> ids(p.schedule, r, row);
+#pragma unroll
+          for (int n = 0; n < 4; ++n) store(n, seen(n) & ids.word(n));
         } else {
-          const Tiling& others = kKeys ? p.schedule.keys : p.schedule.queries;
-          word = visible_word<kKeys>(p.schedule, r.head_batch >> 16, r.head_batch & 0xFFFF,
-                                     r.own_row + row, others[r.other_tile], first, columns);
+#pragma unroll
+          for (int n = 0; n < 4; ++n) store(n, seen(n));
         }
+        continue;
       }
-      if (p.banded && p.segmented && columns > 0) {
-        word &= segment_word<kKeys>(p.schedule, r, row, first, columns);
+      const Tiling& others = kKeys ? p.schedule.keys : p.schedule.queries;
+#pragma unroll 1
+      for (int n = 0; n < 4; ++n) {
+        const int columns = min(r.columns - 32 * n, 32);
+        store(n, row < r.rows && columns > 0
+                     ? visible_word<kKeys>(p.schedule, r.head_batch >> 16, r.head_batch & 0xFFFF,
+                                           r.own_row + row, others[r.other_tile], 32 * n, columns)
+                     : 0);
       }
-      asm volatile("st.shared.u32 [%0], %1;" ::"r"(to + 16 * row + n % 4 * 4), "r"(word)
-                   : "memory");
     }
     if (p.segmented) clear(r);
     __syncwarp();
