@@ -189,6 +189,10 @@ def main():
                 add(4, 4096, h, d, causal)
                 add(4, 4096, h, d, causal, deterministic=True)
         add(1, 16384, h, d, True, window=1024)
+        if backward:
+            add(1, 16384, h, d, True, window=1024, deterministic=True)
+            add(16, 1024, h, d, True)
+            add(16, 1024, h, d, True, deterministic=True)
         add(1, 16384, h, d, True, documents=8)
         add(1, 16384, h, d, True, cap=30.0)
     for causal in (False, True):

@@ -106,9 +106,13 @@ RINGATTN_DEVICE void add_queries(const BackwardParameters<T>& p, std::uint32_t b
         const std::int64_t part = static_cast<std::int64_t>(tile + step) * kGroups + group;
         ptx::wait_count(p.added + part, before);
         ptx::wait(full, parity);
-        ptx::add_bytes(p.dquery_sum + part * QueryTiles::kPart,
-                       base + Layout::kDquery + group * Layout::kPartBytes, Layout::kPartBytes,
-                       true);
+        float* to = p.dquery_sum + part * QueryTiles::kPart;
+        const std::uint32_t from = base + Layout::kDquery + group * Layout::kPartBytes;
+        if (p.stores_first && before == 0) {
+          ptx::store_bytes(to, from, Layout::kPartBytes);
+        } else {
+          ptx::add_bytes(to, from, Layout::kPartBytes, true);
+        }
         ptx::wait_bytes_read<0>();
         ptx::arrive(empty);
         ptx::wait_bytes_added<0>();

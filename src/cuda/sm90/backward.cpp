@@ -61,10 +61,13 @@ cudaError_t start(const BackwardParameters<T>& p, int query_rows, int key_rows, 
 }
 
 template <class T, int kDim, bool kInOrder>
-cudaError_t add_up(const cuda::BackwardParameters<T>& given, cudaStream_t stream) {
+cudaError_t add_up(const cuda::BackwardParameters<T>& given, bool stores_first,
+                   cudaStream_t stream) {
   constexpr BackwardShape kShape = backward_shape(kDim);
-  return start<T>(complete(given, Pass::kBackward, kShape.groups, kInOrder), kShape.queries,
-                  kShape.groups * kGroupRows, launch_backward<T, kDim, false, kInOrder>,
+  BackwardParameters<T> p = complete(given, Pass::kBackward, kShape.groups, kInOrder);
+  p.stores_first = stores_first;
+  return start<T>(p, kShape.queries, kShape.groups * kGroupRows,
+                  launch_backward<T, kDim, false, kInOrder>,
                   launch_backward<T, kDim, true, kInOrder>, stream);
 }
 
@@ -72,23 +75,26 @@ cudaError_t add_up(const cuda::BackwardParameters<T>& given, cudaStream_t stream
 template <class T, int kDim>
 cudaError_t at_once(const cuda::BackwardParameters<T>& given, cudaStream_t stream) {
   const std::int64_t heads = static_cast<std::int64_t>(given.batch) * given.heads;
+  const bool in_order = given.added != nullptr;
+  const bool stores_first = in_order && given.first && given.last;
   cudaError_t error = cudaSuccess;
-  if (given.first) {
+  if (given.first && !stores_first) {
     error = cudaMemsetAsync(given.dquery_sum, 0, heads * given.query_sums.floats() * sizeof(float),
                             stream);
   }
-  const bool in_order = given.added != nullptr;
   if (error == cudaSuccess && in_order) {
     error = cudaMemsetAsync(given.added, 0, heads * given.query_sums.parts() * sizeof(unsigned),
                             stream);
   }
   if (error == cudaSuccess) {
-    error = in_order ? add_up<T, kDim, true>(given, stream) : add_up<T, kDim, false>(given, stream);
+    error = in_order ? add_up<T, kDim, true>(given, stores_first, stream)
+                     : add_up<T, kDim, false>(given, stores_first, stream);
   }
   if (error != cudaSuccess || !given.last) return error;
-  return finish_queries<T>({given.query_sums, heads, given.heads, given.head_dim, given.dquery_sum,
-                            given.scale, given.dquery, given.dquery32},
-                           stream);
+  return finish_queries<T>(
+      {given.query_sums, heads, given.heads, given.head_dim, given.dquery_sum,
+       stores_first ? given.added : nullptr, given.scale, given.dquery, given.dquery32},
+      stream);
 }
 
 /// A kernel for dQ and one for dK and dV.

@@ -86,6 +86,8 @@ struct BackwardParameters : cuda::BackwardParameters<T>, Traversal {
   // Tiles of queries of a head, those of the first run before those of the second.
   int query_tiles = 0;
   int first_run_tiles = 0;
+  bool stores_first =
+      false;  // in order: who adds first to a part finds nothing there, and stores it
 };
 
 /// Instantiated once per type, head_dim, cap and order in a file of its own.

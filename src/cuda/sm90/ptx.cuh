@@ -99,7 +99,15 @@ RINGATTN_DEVICE void add_bytes(float* to, std::uint32_t from, std::uint32_t byte
       "r"(from), "r"(bytes), "r"(static_cast<int>(mine))
       : "memory");
 }
-/// Until all but the last kPending additions of this thread have read shared memory.
+/// The same, stored instead of added.
+RINGATTN_DEVICE void store_bytes(float* to, std::uint32_t from, std::uint32_t bytes) {
+  asm volatile(
+      "cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;\n"
+      "cp.async.bulk.commit_group;" ::"l"(to),
+      "r"(from), "r"(bytes)
+      : "memory");
+}
+/// Until all but the last kPending of these of this thread have read shared memory.
 template <int kPending>
 RINGATTN_DEVICE void wait_bytes_read() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");

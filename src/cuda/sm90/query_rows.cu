@@ -18,17 +18,13 @@ struct TileRows {
   }
 };
 
-constexpr int kThreads = 256;
-
-/// One thread per row of a tile.
+/// A block per tile, a thread per row.
 __global__ void statistics_kernel(const __grid_constant__ TileStatistics p) {
-  const std::int64_t n = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  const std::int64_t tile = n / p.tiles.rows;
-  const std::int64_t i = n % p.tiles.rows;
-  const std::int64_t head = tile / p.tiles.count();
-  if (head >= p.heads) return;
-  const TileRows rows(p.tiles, tile % p.tiles.count());
-  float* to = p.statistics + tile * 2 * p.tiles.rows + QueryTiles::column(static_cast<int>(i));
+  const unsigned tiles = static_cast<unsigned>(p.tiles.count());
+  const unsigned head = blockIdx.x / tiles;
+  const TileRows rows(p.tiles, blockIdx.x - head * tiles);
+  const int i = static_cast<int>(threadIdx.x);
+  float* to = p.statistics + std::int64_t{blockIdx.x} * 2 * p.tiles.rows + QueryTiles::column(i);
   if (i < rows.rows) {
     const std::int64_t from = head * (p.tiles.counts[0] + p.tiles.counts[1]) + rows.row + i;
     to[0] = p.lse[from] * 1.4426950408889634F;
@@ -50,10 +46,11 @@ __global__ void __launch_bounds__(128) finish_kernel(const __grid_constant__ Fin
   const int row = part / columns * 64 + threadIdx.x / 32 * 16 + lane / 4;
   const int column = part % columns * 64;
   const float* from = p.sums + (tile * parts + part) * QueryTiles::kPart + threadIdx.x * 4;
+  const bool there = p.added == nullptr || p.added[tile * parts + part] != 0;
   float acc[32];
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    const float4 x = __ldcs(reinterpret_cast<const float4*>(from + i * 512));
+    const float4 x = there ? __ldcs(reinterpret_cast<const float4*>(from + i * 512)) : float4{};
     acc[4 * i] = x.x;
     acc[4 * i + 1] = x.y;
     acc[4 * i + 2] = x.z;
@@ -82,9 +79,11 @@ __global__ void __launch_bounds__(128) finish_kernel(const __grid_constant__ Fin
 }  // namespace
 
 cudaError_t tile_statistics(const TileStatistics& p, cudaStream_t stream) {
-  const std::int64_t n = p.heads * p.tiles.count() * p.tiles.rows;
-  if (n == 0) return cudaSuccess;
-  statistics_kernel<<<static_cast<unsigned>(ceil_div(n, kThreads)), kThreads, 0, stream>>>(p);
+  const std::int64_t blocks = p.heads * p.tiles.count();
+  if (blocks == 0) return cudaSuccess;
+  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
+  statistics_kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(p.tiles.rows), 0,
+                      stream>>>(p);
   return cudaGetLastError();
 }
 
