@@ -19,7 +19,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a struct, a function or the operands of a handler change. */
-#define RINGATTN_ABI 4
+#define RINGATTN_ABI 5
 
 enum {
   RINGATTN_OK = 0,

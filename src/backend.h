@@ -54,6 +54,7 @@ struct BackwardStep : StepContext {
   // Only for a backend that rounds_gradients(), where nobody else adds to them: written instead.
   TensorView dkey{};
   TensorView dvalue{};
+  bool adds = false;  // on hosts: this step's part is added to what is in dkey_sum and dvalue_sum
 };
 
 class Backend {

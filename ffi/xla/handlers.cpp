@@ -45,10 +45,10 @@ class Host final : public Place {
 template <auto kPass>
 xffi::Error on_host(xffi::ThreadPool pool, Words config, Words bitmap, std::int64_t sinks_rank,
                     std::int64_t offset, std::int64_t first, std::int64_t last, std::int64_t packed,
-                    xffi::RemainingArgs args, xffi::RemainingRets rets) {
+                    std::int64_t adds, xffi::RemainingArgs args, xffi::RemainingRets rets) {
   return run([&] {
     Host host(pool);
-    kPass(host, HopCall(config, bitmap, sinks_rank, offset, first, last, packed), args, rets);
+    kPass(host, HopCall(config, bitmap, sinks_rank, offset, first, last, packed, adds), args, rets);
   });
 }
 

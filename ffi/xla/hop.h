@@ -23,6 +23,7 @@ struct HopAttributes {
   std::int64_t first;      // no state comes in
   std::int64_t last;       // none goes out
   std::int64_t packed;     // the block is a message; otherwise it is this rank's own, as operands
+  std::int64_t adds;       // backward: sums of dK and dV of earlier stops come in
   ringattn_bitmap bitmap;  // what is in the operand `mask`, if there is one
 };
 

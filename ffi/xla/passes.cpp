@@ -25,9 +25,9 @@ T from_words(const char* name, Words words) {
   return x;
 }
 
-/// The memory of the state of one index: the result, filled from the operand if XLA gave two. The
-/// operand itself may be that of another call too, and is never written.
-std::span<std::byte> state_of(Place& place, const Operand& in, const Operand& out, const At& at) {
+/// The memory of one index's floats that a hop goes on with: the result, filled from the operand if
+/// XLA gave two. The operand itself may be that of another call too, and is never written.
+std::span<std::byte> carried(Place& place, const Operand& in, const Operand& out, const At& at) {
   if (!out.present()) return {};
   auto* data = static_cast<std::byte*>(out.data(at));
   const std::size_t bytes = static_cast<std::size_t>(out.elements()) * sizeof(float);
@@ -53,7 +53,7 @@ void run_hop(const Operand& status, const Operand& gate,
 
 /// What a backward hop has besides HopOperands.
 struct GradientOperands {
-  Operand dout, out, lse, dlse, sinks, status, state_in;
+  Operand dout, out, lse, dlse, sinks, status, state_in, sums_in;
   Operand dkey, dvalue;  // of this rank's own block, which stay here: sums, or rounded already
   Operand sums;          // of another's block: dK and dV travel in one piece
   Operand dquery, state_out, dsinks, gate;
@@ -71,6 +71,7 @@ struct GradientOperands {
     sinks = io.take_if(begin && call.sinks_rank > 0, "softmax_aux", sink_dims);
     status = io.take_common_if(ring && !begin, "status");
     state_in = io.take_if(!begin, "state", 2);
+    sums_in = io.take_if(call.hop.adds != 0, "sums", 2);
     if (begin) {
       dkey = io.result("dkey", 4);
       dvalue = io.result("dvalue", 4);
@@ -92,7 +93,7 @@ struct KeySums {
   std::byte* dvalue;
   bool rounded;  // afterwards to the results
 };
-KeySums key_sums(const Hop& hop, const GradientOperands& g, const At& at) {
+KeySums key_sums(Place& place, const Hop& hop, const GradientOperands& g, const At& at) {
   if (!g.sums.present()) {
     if (hop.own_sums() != nullptr) {
       return {hop.own_sums(), hop.own_sums() + hop.value_sums_offset(), true};
@@ -100,14 +101,14 @@ KeySums key_sums(const Hop& hop, const GradientOperands& g, const At& at) {
     return {static_cast<std::byte*>(g.dkey.data(at)), static_cast<std::byte*>(g.dvalue.data(at)),
             false};
   }
-  auto* data = static_cast<std::byte*>(g.sums.data(at));
+  std::byte* data = carried(place, g.sums_in, g.sums, at).data();
   return {data, data + hop.key_sums_bytes(), false};
 }
 
 void backward_index(Place& place, const HopCall& call, const HopOperands& in,
                     const GradientOperands& g, const At& at) {
   const Hop one(Pass::kBackward, call.config, call.hop, in, at, place,
-                state_of(place, g.state_in, g.state_out, at),
+                carried(place, g.state_in, g.state_out, at),
                 g.dkey.present() && g.dkey.dtype() != DType::kFloat32);
   if (g.dout_on.present()) {
     const ConstTensorView dout = g.dout.view(at);
@@ -116,10 +117,10 @@ void backward_index(Place& place, const HopCall& call, const HopOperands& in,
                          static_cast<std::size_t>(dout.elements() * size_of(dout.dtype))},
                         place.stream());
   }
-  const KeySums to = key_sums(one, g, at);
+  const KeySums to = key_sums(place, one, g, at);
   if (!one.live() && call.hop.first == 0 && call.hop.last == 0) {
     const std::size_t bytes = static_cast<std::size_t>(g.sums.elements()) * sizeof(float);
-    place.memory().zero({to.dkey, bytes}, place.stream());
+    if (call.hop.adds == 0) place.memory().zero({to.dkey, bytes}, place.stream());
     return;
   }
   const Backend& backend = one.plan().backend();
@@ -128,7 +129,7 @@ void backward_index(Place& place, const HopCall& call, const HopOperands& in,
                     g.dout.view(at), g.dlse.view(at), g.dquery.view(at),
                     g.sinks.present() ? one.sink_gradients() : nullptr, to.dkey, to.dvalue,
                     direct ? g.dkey.view(at) : TensorView{},
-                    direct ? g.dvalue.view(at) : TensorView{}});
+                    direct ? g.dvalue.view(at) : TensorView{}, call.hop.adds != 0});
   if (to.rounded && !direct) {
     backend.store(to.dkey, g.dkey.view(at), place.executor(), place.stream());
     backend.store(to.dvalue, g.dvalue.view(at), place.executor(), place.stream());
@@ -143,9 +144,9 @@ void backward_index(Place& place, const HopCall& call, const HopOperands& in,
 }  // namespace
 
 HopCall::HopCall(Words config_words, Words bitmap_words, std::int64_t sinks, std::int64_t offset,
-                 std::int64_t first, std::int64_t last, std::int64_t packed)
+                 std::int64_t first, std::int64_t last, std::int64_t packed, std::int64_t adds)
     : config(from_words<ringattn_config>("config", config_words)),
-      hop{offset, first, last, packed, from_words<ringattn_bitmap>("bitmap", bitmap_words)},
+      hop{offset, first, last, packed, adds, from_words<ringattn_bitmap>("bitmap", bitmap_words)},
       sinks_rank(sinks) {}
 
 void forward_hop(Place& place, const HopCall& call, xla::ffi::RemainingArgs args,
@@ -170,7 +171,7 @@ void forward_hop(Place& place, const HopCall& call, xla::ffi::RemainingArgs args
   io.finish();
   const auto one_index = [&](const At& at) {
     const Hop one(Pass::kForward, config, call.hop, in, at, place,
-                  state_of(place, state_in, state_out, at), false);
+                  carried(place, state_in, state_out, at), false);
     if (!one.live() && !first && !finish) return;
     one.plan().backend().forward(
         {one.context(sinks.view(at), call.hop), out.view(at), lse.view(at)});

@@ -20,7 +20,7 @@ using Words = xla::ffi::Span<const std::int64_t>;
 /// What XLA hands to a handler of a hop.
 struct HopCall {
   HopCall(Words config_words, Words bitmap_words, std::int64_t sinks, std::int64_t offset,
-          std::int64_t first, std::int64_t last, std::int64_t packed);
+          std::int64_t first, std::int64_t last, std::int64_t packed, std::int64_t adds);
 
   ringattn_config config;
   HopAttributes hop;
@@ -37,7 +37,8 @@ auto with_attributes(Binding binding) {
       .template Attr<std::int64_t>("offset")
       .template Attr<std::int64_t>("first")
       .template Attr<std::int64_t>("last")
-      .template Attr<std::int64_t>("packed");
+      .template Attr<std::int64_t>("packed")
+      .template Attr<std::int64_t>("adds");
 }
 
 void forward_hop(Place& place, const HopCall& call, xla::ffi::RemainingArgs args,

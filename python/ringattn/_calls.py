@@ -175,6 +175,7 @@ def hop(
 def accumulate(there: jax.Array, part: jax.Array, *totals: jax.Array) -> tuple[jax.Array, ...]:
     """The totals, where they lie, with what lies one behind the other in `part` added to them; or as
     they are, if `there` is 0. XLA would put its own sum into a buffer beside the total."""
+    count = len(totals)
 
     @jax.custom_batching.custom_vmap
     def call(*xs: jax.Array) -> tuple:
@@ -187,7 +188,7 @@ def accumulate(there: jax.Array, part: jax.Array, *totals: jax.Array) -> tuple[j
     @call.def_vmap
     def rule(size: int, batched: Sequence[bool], *xs: jax.Array) -> tuple:
         xs = [x if b else jnp.broadcast_to(x, (size, *x.shape)) for x, b in zip(xs, batched)]
-        return accumulate(*xs), (True,) * len(totals)
+        return accumulate(*xs), (True,) * count
 
     return call(there, part, *totals)
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-ABI = 4
+ABI = 5
 LAYOUTS = ("contiguous", "zigzag", "striped")
 UNBOUNDED = 2**63 - 1
 NONE = float("nan")  # a float that is not given; one object, so that equal configs are equal

@@ -98,17 +98,50 @@ def pack(
         append(setup.ids_at, _words(setup, extras.kv_segment_ids, batch))
     if extras.kv_positions is not None:
         append(setup.positions_at, _words(setup, extras.kv_positions, 1))
-    append(setup.gate_at, _words(setup, gate, 1))
-    return jnp.concatenate(all_varying(parts), axis=1)
+    pad_to(setup.gate_at)
+    return _joined(gate, *parts)
 
 
-def tie(setup: Setup, message: jax.Array, gate: jax.Array) -> jax.Array:
-    """The message, which now cannot be sent on before `gate` is there.
+# A gate is one number for the whole batch, but under vmap with a `spmd_axis_name` it varies over that
+# axis too: only a rule for vmap sees the axes of both a gate and what is batched.
+
+
+def _joined(gate: jax.Array, *parts: jax.Array) -> jax.Array:
+    """The parts of each row, one behind the other, and the gate behind them."""
+
+    @jax.custom_batching.custom_vmap
+    def call(gate: jax.Array, *parts: jax.Array) -> jax.Array:
+        word = lax.bitcast_convert_type(gate, parts[0].dtype).reshape(-1)
+        words = jnp.broadcast_to(word, (*parts[0].shape[:-1], word.size))
+        return jnp.concatenate(all_varying([*parts, words]), axis=-1)
+
+    @call.def_vmap
+    def rule(size: int, batched: list, gate: jax.Array, *parts: jax.Array) -> tuple:
+        parts = [x if b else jnp.broadcast_to(x, (size, *x.shape)) for x, b in zip(parts, batched[1:])]
+        return _joined(gate, *parts), True
+
+    return call(gate, *parts)
+
+
+def tie(message: jax.Array, gate: jax.Array, gate_at: int) -> jax.Array:
+    """The message, which now cannot be sent on before `gate` is there; or sums, as many numbers, whose
+    last ones are nobody's either.
 
     Untied, XLA would start every transfer at once and keep every shard.
     """
-    word = _words(setup, gate, 1)
-    return lax.dynamic_update_slice(message, all_varying([word, message])[0], (0, setup.gate_at))
+
+    @jax.custom_batching.custom_vmap
+    def call(message: jax.Array, gate: jax.Array) -> jax.Array:
+        *lead, rows, _ = message.shape
+        word = lax.bitcast_convert_type(gate, message.dtype).reshape(*[1] * len(lead), 1, -1)
+        message, word = all_varying([message, word])
+        return lax.dynamic_update_slice(message, word, (*[0] * len(lead), rows - 1, gate_at))
+
+    @call.def_vmap
+    def rule(_size: int, _batched: list, message: jax.Array, gate: jax.Array) -> tuple:
+        return tie(message, gate, gate_at), True
+
+    return call(message, gate)
 
 
 @jax.custom_batching.custom_vmap

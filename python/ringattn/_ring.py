@@ -30,11 +30,8 @@ def _mine(table: list[bool], rank: jax.Array) -> jax.Array:
 class _TravellingBlocks:
     """Keys and values on their way round the ring, both ways from this rank's own block."""
 
-    def __init__(
-        self, setup: Setup, key: jax.Array, value: jax.Array, extras: Extras, gate: jax.Array
-    ) -> None:
-        self._setup = setup
-        self._own = pack(setup, key, value, extras, gate) if len(setup.steps[0]) > 1 else None
+    def __init__(self, setup: Setup, key: jax.Array, value: jax.Array, extras: Extras) -> None:
+        self._setup, self._own = setup, (key, value, extras)
         self.here: jax.Array | None = None  # None: this rank's own, where it lies
         self._coming: jax.Array | None = None
 
@@ -43,16 +40,21 @@ class _TravellingBlocks:
         offset = self._setup.steps[0][s].offset
         direction = 1 if offset > 0 else -1
         if self.here is not None:
-            self.here = tie(self._setup, self.here, gate)
+            self.here = tie(self.here, gate, self._setup.gate_at)
         source = self.here
-        if offset == direction:  # from home, a second time if the ring also turns the other way
-            source = self._own if s == 1 else tie(self._setup, self._own, gate)
+        if offset == direction:  # from home; packed again if the ring also turns the other way
+            source = pack(self._setup, *self._own, gate)
         self._coming = _shift(
             self._setup, source, direction, [rank[s].sends for rank in self._setup.steps]
         )
 
     def arrive(self) -> None:
         self.here = self._coming
+
+    def stay(self, gate: jax.Array) -> None:
+        """Ties the last block too: XLA's heap then finds a place for it among those before it."""
+        if self.here is not None:
+            self.here = tie(self.here, gate, self._setup.gate_at)
 
 
 def _shift(setup: Setup, x: jax.Array, offset: int, sends: list[bool]) -> jax.Array:
@@ -70,27 +72,28 @@ class _TravellingSums:
         self.own: list[jax.Array] = []  # dK and dV of this rank's block, float32
         self._onward: jax.Array | None = None  # brings the sums for the next step
 
-    def pass_on(self, s: int, part: jax.Array) -> None:
-        """Adds what came from the previous stop to the part of step s, and sends it on, or home."""
+    def arrive(self) -> jax.Array | None:
+        """What came from the previous stop, for the next hop to add its part to: 0 on ranks to which
+        nothing is sent. None: nothing comes to any."""
+        arrived, self._onward = self._onward, None
+        return arrived
+
+    def pass_on(self, s: int, sums: jax.Array) -> None:
+        """Sends the sums after step s home, or on. Those that go on wait for those that come home,
+        so that only one more buffer is alive."""
         steps = self._setup.steps
         offset = steps[0][s].offset
         direction = 1 if offset > 0 else -1
-        if self._onward is not None:
-            part = self._add(part, self._onward, [rank[s].receives for rank in steps])
-        self._onward = None
-        if s + 1 < len(steps[0]) and steps[0][s + 1].offset == offset + direction:
-            self._onward = _shift(self._setup, part, direction, [r[s + 1].sends for r in steps])
         stops = [rank[s].stops for rank in steps]
         if any(stops):
-            home = _shift(self._setup, part, -offset, stops)
+            home = _shift(self._setup, sums, -offset, stops)
             owners = {rank[s].owner for rank in steps if rank[s].stops}
             here = _mine([r in owners for r in range(len(steps))], self._extras.rank)
             self.own = list(accumulate(here.astype(jnp.int32), home, *self.own))
-
-    def _add(self, total: jax.Array, part: jax.Array, where: list[bool]) -> jax.Array:
-        if all(where):
-            return total + part
-        return jnp.where(_mine(where, self._extras.rank), total + part, total)
+        if s + 1 < len(steps[0]) and steps[0][s + 1].offset == offset + direction:
+            if any(stops):
+                sums = tie(sums, gate_after(self.own[0]), self._setup.gate_at)
+            self._onward = _shift(self._setup, sums, direction, [r[s + 1].sends for r in steps])
 
 
 _GATE = ((), jnp.int32)  # 0, or 1 once a hop of this rank has failed
@@ -110,6 +113,7 @@ def _call(setup: Setup, kind: str, s: int, operands: dict, results: dict) -> dic
         first=s == 0,
         last=s + 1 == len(setup.steps[0]),
         packed=s > 0,
+        adds=operands.get("sums") is not None,
     )
 
 
@@ -141,7 +145,7 @@ def _agreed(setup: Setup, status: jax.Array | None, *results: jax.Array) -> tupl
 def _forward(setup: Setup, query, key, value, sinks, extras: Extras) -> tuple:  # noqa: ANN001
     batch, rows, heads, _ = query.shape
     gate = jnp.zeros((), jnp.int32)
-    blocks = _TravellingBlocks(setup, key, value, extras, gate)
+    blocks = _TravellingBlocks(setup, key, value, extras)
     state = None
     count = len(setup.steps[0])
     for s in range(count):
@@ -194,7 +198,7 @@ def _backward(setup: Setup, query, key, value, sinks, extras, out, lse, dout, dl
     # Otherwise XLA takes the first message of the forward for this one, or sends it before the
     # forward has ended, and keeps what it brought.
     gate = gate_after(out) ^ gate_after(dout)
-    blocks = _TravellingBlocks(setup, key, value, extras, gate)
+    blocks = _TravellingBlocks(setup, key, value, extras)
     sums = _TravellingSums(setup, extras)
     state, dsinks = None, None
     count = len(setup.steps[0])
@@ -202,11 +206,13 @@ def _backward(setup: Setup, query, key, value, sinks, extras, out, lse, dout, dl
         more = s + 1 < count
         if more:
             blocks.depart(s + 1, gate)
+        else:
+            blocks.stay(gate)
         operands = _begin(blocks, query, key, value, extras) | {"dout": dout}
         if s == 0:
             operands |= {"out": out, "lse": lse, "dlse": dlse, "sinks": sinks}
         else:
-            operands |= {"status": gate, "state": state}
+            operands |= {"status": gate, "state": state, "sums": sums.arrive()}
         results = _backward_results(setup, s, query, key, value, sinks)
         given = _call(setup, "backward", s, operands, results)
         state, gate, dout = given.get("state"), given.get("gate"), given.get("dout", dout)

@@ -324,11 +324,19 @@ class Task {
     auto* dvalue = reinterpret_cast<float*>(step_.dvalue_sum);
     for (std::int64_t r = 0; r < keys_.rows; ++r) {
       const std::int64_t row = (b_ * step_.key.dim(1) + keys_.row + r) * p_.kv_heads + g_;
-      for (std::int64_t c = 0; c < p_.head_dim; ++c) {
-        dkey[row * p_.head_dim + c] = x_.dkey[r * d_ + c] * step_.plan.scale();
-      }
-      std::copy_n(x_.dvalue + r * v_, p_.value_dim, dvalue + row * p_.value_dim);
+      float* part = x_.dkey + r * d_;  // rounded before it is added, as a ring's own sums are
+      for (std::int64_t c = 0; c < p_.head_dim; ++c) part[c] *= step_.plan.scale();
+      store(part, p_.head_dim, dkey + row * p_.head_dim);
+      store(x_.dvalue + r * v_, p_.value_dim, dvalue + row * p_.value_dim);
     }
+  }
+
+  void store(const float* part, std::int64_t n, float* sum) const {
+    if (!step_.adds) {
+      std::copy_n(part, n, sum);
+      return;
+    }
+    for (std::int64_t i = 0; i < n; ++i) sum[i] += part[i];
   }
 
   void attend(std::int64_t h, std::int64_t i, PassCounts& counts) {

@@ -206,8 +206,10 @@ PassCounts ReferenceBackend::backward(const BackwardStep& step) const {
   auto* dq = reinterpret_cast<double*>(step.state.data());  // [rows, D]
   double* deltas = dq + rows * p.head_dim;                  // [rows]
   const std::int64_t keys = p.batch * step.key.dim(1) * p.kv_heads;
-  std::fill_n(reinterpret_cast<double*>(step.dkey_sum), keys * p.head_dim, 0.0);
-  std::fill_n(reinterpret_cast<double*>(step.dvalue_sum), keys * p.value_dim, 0.0);
+  if (!step.adds) {
+    std::fill_n(reinterpret_cast<double*>(step.dkey_sum), keys * p.head_dim, 0.0);
+    std::fill_n(reinterpret_cast<double*>(step.dvalue_sum), keys * p.value_dim, 0.0);
+  }
   if (step.first) {
     std::fill_n(dq, rows * p.head_dim, 0.0);
     for_rows(step, [&](std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t row) {

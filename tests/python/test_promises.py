@@ -3,6 +3,7 @@
 masks that are compiled once, the threads of XLA and no others, and what the package holds."""
 
 import functools
+import inspect
 import re
 import subprocess
 import sys
@@ -36,6 +37,36 @@ def ring(mesh, **options):
     )  # fmt: skip
 
 
+def test_parameters_are_those_of_the_function_that_it_replaces():
+    parameters = inspect.signature(ring_attention).parameters.values()
+    theirs = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert [p.name for p in theirs] == [
+        "query", "key", "value", "q_segment_ids", "kv_segment_ids", "softmax_aux", "bias", "mask_builder",
+        "sliding_window", "chunk_size", "causal", "logits_soft_cap", "softmax_scale", "axis_name",
+        "fwd_params", "bwd_params", "fused_backward",
+    ]  # fmt: skip
+    defaults = {"causal": False, "fused_backward": False}
+    assert [p.default for p in theirs[3:]] == [defaults.get(p.name) for p in theirs[3:]]
+    ours = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+    assert [p.name for p in ours] == [
+        "q_positions", "kv_positions", "layout", "return_lse", "deterministic",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("batch, rows, keys", [(0, 8, 8), (2, 0, 8), (2, 8, 0), (0, 0, 0)])
+def test_empty_inputs_in_a_ring(mesh, batch, rows, keys):
+    q, kv = jnp.ones((batch, rows, 2, 4)), jnp.ones((batch, keys, 2, 4))
+    f = jax.shard_map(
+        lambda q, k, v, sinks: ring_attention(q, k, v, softmax_aux=sinks, axis_name="sp"),
+        mesh=mesh(shape=(4,)), in_specs=(*[SHARD] * 3, P()), out_specs=SHARD,
+    )  # fmt: skip
+    args = q, kv, kv, jnp.zeros(2)
+    out, pull = jax.vjp(jax.jit(f), *args)
+    assert out.shape == q.shape and not np.asarray(out).any()
+    for grad, x in zip(pull(out + 1), args, strict=True):
+        assert grad.shape == x.shape and not np.asarray(grad).any()
+
+
 @pytest.mark.parametrize("batch, rows", [(0, 8), (2, 0)])
 def test_empty_inputs_give_empty_results_and_zero_gradients(batch, rows):
     q, kv = jnp.ones((batch, rows, 2, 4)), jnp.ones((batch, 8, 2, 4))
@@ -59,6 +90,18 @@ def test_donated_shards(mesh):
     out = jax.jit(f, donate_argnums=0)(*placed)
     np.testing.assert_array_equal(out, expected)
     assert placed[0].is_deleted()
+    gradients = jax.grad(lambda *y: (f(*y) ** 2).sum(), (0, 1, 2))
+    expected = jax.jit(gradients)(*x)
+    placed = [jax.device_put(y, jax.NamedSharding(mesh(), SHARD)) for y in x]
+    given = jax.jit(gradients, donate_argnums=(0, 1, 2))(*placed)
+    for a, b in zip(given, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert all(y.is_deleted() for y in placed)
+
+
+def test_no_tracer_outlives_its_trace(mesh):
+    with jax.checking_leaks():
+        jax.jit(jax.grad(lambda *y: ring(mesh())(*y).sum()))(*data())
 
 
 def test_a_ring_is_exported(mesh):

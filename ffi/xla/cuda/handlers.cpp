@@ -84,10 +84,10 @@ void refuse_rings(const ringattn_config& config) {
 /// When a program is compiled, so that what is refused does not wait for data. Newer versions of
 /// XLA show operands without memory here, older ones none.
 xffi::Error check(Words config, Words bitmap, std::int64_t sinks_rank, std::int64_t offset,
-                  std::int64_t first, std::int64_t last, std::int64_t packed, xffi::RemainingArgs,
-                  xffi::RemainingRets) {
+                  std::int64_t first, std::int64_t last, std::int64_t packed, std::int64_t adds,
+                  xffi::RemainingArgs, xffi::RemainingRets) {
   return run([&] {
-    const HopCall call(config, bitmap, sinks_rank, offset, first, last, packed);
+    const HopCall call(config, bitmap, sinks_rank, offset, first, last, packed, adds);
     refuse_rings(call.config);
     Problem problem = problem_of(call.config, 1);
     problem.device = Device::kCuda;
@@ -98,10 +98,10 @@ xffi::Error check(Words config, Words bitmap, std::int64_t sinks_rank, std::int6
 template <auto kPass>
 xffi::Error on_gpu(void* stream, std::int32_t device, xffi::ScratchAllocator lender, Words config,
                    Words bitmap, std::int64_t sinks_rank, std::int64_t offset, std::int64_t first,
-                   std::int64_t last, std::int64_t packed, xffi::RemainingArgs args,
-                   xffi::RemainingRets rets) {
+                   std::int64_t last, std::int64_t packed, std::int64_t adds,
+                   xffi::RemainingArgs args, xffi::RemainingRets rets) {
   return run([&] {
-    const HopCall call(config, bitmap, sinks_rank, offset, first, last, packed);
+    const HopCall call(config, bitmap, sinks_rank, offset, first, last, packed, adds);
     refuse_rings(call.config);
     const CurrentDevice current(device);
     Gpu gpu(stream, lender);
