@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(ForwardShape<T, kDim>::kThreads, ForwardShape<
   };
   const auto load_values = [&](const Piece& at) {
     load_tile<kThreads>(value, head_value + at.row * p.value.seq, p.value.seq, at.rows, p.value_dim,
-                        p.value.aligned);
+                        p.value.aligned, ids_with_padding<true>(p.schedule, at, mine.batch));
   };
   const auto find = [&](const Piece& at, int turn) {
     if (!at.masked) return;

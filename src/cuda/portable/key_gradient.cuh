@@ -210,7 +210,8 @@ __device__ void gather(const BackwardParameters<T>& p, KeyGradientShared<T, kDim
   const auto load = [&](const Piece& at, int stage) {
     if constexpr (kKeys) {
       load_tile<kHalf>(douts(stage), shared.dout + at.row * p.dout.seq, p.dout.seq, at.rows,
-                       p.value_dim, p.dout.aligned);
+                       p.value_dim, p.dout.aligned,
+                       ids_with_padding<false>(p.schedule, at, mine.batch));
     } else {
       load_tile<kHalf>(queries(stage), shared.query + at.row * p.query.seq, p.query.seq, at.rows,
                        p.head_dim, p.query.aligned);
@@ -272,6 +273,7 @@ __device__ void gather(const BackwardParameters<T>& p, KeyGradientShared<T, kDim
         differentiate<kBlocks, kColumns>(s, weights(), delta(stage));
         hide_pairs();
         if (piece.masked) {  // a query that is not finite has made dS NaN where it sees
+          if constexpr (!Shape::kAhead) meet<kHalf>(kOtherHalf);  // no pair needs it for scores
           clear_non_finite<kHalf>(queries(stage));
           meet<kHalf>(kOtherHalf);
         }

@@ -114,12 +114,14 @@ __device__ uint4 read_chunk(const T* from, int count) {
   return x.all;
 }
 
-/// Starts filling a tile with `rows` rows of `dim` elements from `from` on; the rest becomes 0.
-/// kThreads threads take part, of which this is number threadIdx.x % kThreads. The caller commits,
-/// waits and synchronises.
+/// Starts filling a tile with `rows` rows of `dim` elements from `from` on; the rest becomes 0, and
+/// so do rows whose id, if there are ids, is negative: padding may hold anything. kThreads threads
+/// take part, of which this is number threadIdx.x % kThreads. The caller commits, waits and
+/// synchronises.
 template <int kThreads, class T, int kRows, int kDim>
 __device__ void load_tile(const SharedTile<T, kRows, kDim>& tile, const T* from,
-                          std::int64_t stride, int rows, int dim, bool aligned) {
+                          std::int64_t stride, int rows, int dim, bool aligned,
+                          const std::int32_t* ids = nullptr) {
   using Tile = SharedTile<T, kRows, kDim>;
   constexpr int kAtOnce = kThreads / Tile::kChunks;  // rows
   static_assert(kThreads % Tile::kChunks == 0 && kRows % kAtOnce == 0);
@@ -128,7 +130,7 @@ __device__ void load_tile(const SharedTile<T, kRows, kDim>& tile, const T* from,
   const int chunk = thread % Tile::kChunks;
   const int column = chunk * Tile::kChunkElements;
   const T* source = from + row * stride + column;
-  if (aligned && rows == kRows && dim == kDim) {
+  if (aligned && rows == kRows && dim == kDim && ids == nullptr) {
 #pragma unroll
     for (int i = 0; i < kRows; i += kAtOnce) {
       copy_async(tile.chunk(row + i, chunk), source);
@@ -139,7 +141,7 @@ __device__ void load_tile(const SharedTile<T, kRows, kDim>& tile, const T* from,
   const int left = column < dim ? rows - row : 0;
 #pragma unroll 1
   for (int i = 0; i < kRows; i += kAtOnce) {
-    const bool valid = i < left;
+    const bool valid = i < left && (ids == nullptr || ids[row + i] >= 0);
     if (aligned) {
       copy_async(tile.chunk(row + i, chunk), valid ? source : from, valid);
     } else {

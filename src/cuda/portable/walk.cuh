@@ -93,6 +93,16 @@ class Walk {
   bool by_ranges_ = false, masked_ = false;
 };
 
+/// The segment ids of a piece's rows if some may be padding, else null. Padding has weights of 0
+/// in products, but 0 times NaN is NaN.
+template <bool kKeys>
+__device__ const std::int32_t* ids_with_padding(const PairSchedule& s, const Piece& piece,
+                                                int batch) {
+  const std::int32_t* ids = (kKeys ? s.key_segments : s.query_segments).ids;
+  if (!piece.masked || ids == nullptr) return nullptr;
+  return ids + batch * (kKeys ? s.keys : s.queries).positions.size() + piece.row;
+}
+
 /// What the threads of a block share of a walk: the pieces now, next and after that.
 template <bool kKeys, int kPiece>
 struct SharedWalk {
