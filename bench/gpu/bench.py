@@ -7,7 +7,7 @@
 Random normal inputs; medians over CUDA events, the two taken in turns; sampled rows are compared with
 float64 first, beside cuDNN's own error, and a second run must give the same bits. FLOPs: 4 B H S^2 D
 forward, 2.5 times that backward, half of it for causal. Windows and caps, which cuDNN's interface in PyTorch
-does not take, are timed alone.
+does not take, are timed alone; so is a hop in the middle of a ring, beside the same work without state.
 """
 import ctypes
 import json
@@ -35,6 +35,11 @@ class Library:
             getattr(self.c, "ringattn_bench_" + name).argtypes = [ctypes.c_void_p] * n
         self.c.ringattn_bench_destroy.argtypes = [ctypes.c_void_p]
         self.c.ringattn_bench_destroy.restype = None
+        self.c.ringattn_bench_make_hop.restype = ctypes.c_void_p
+        self.c.ringattn_bench_make_hop.argtypes = [ctypes.c_int64] * 4 + [ctypes.c_int]
+        self.c.ringattn_bench_hop.argtypes = [ctypes.c_void_p] * 6 + [ctypes.c_int] * 2 + [ctypes.c_void_p]
+        self.c.ringattn_bench_destroy_hop.argtypes = [ctypes.c_void_p]
+        self.c.ringattn_bench_destroy_hop.restype = None
 
     def check(self, ok):
         if not ok:
@@ -153,6 +158,31 @@ def alone(lib, b, s, h, d, causal, documents=0, backward=True, **options):
     return row
 
 
+def hop(lib, s, h, g, d, causal):
+    """A hop with state in and out, and the same work without state, in turns."""
+    q, out = [torch.randn(1, s, h, d, device="cuda", dtype=torch.bfloat16) for _ in range(2)]
+    k, v = [torch.randn(1, s, g, d, device="cuda", dtype=torch.bfloat16) for _ in range(2)]
+    lse = torch.empty(1, h, s, device="cuda")
+    handle = lib.c.ringattn_bench_make_hop(s, h, g, d, int(causal))
+    lib.check(handle)
+
+    def step(first, last):
+        stream = torch.cuda.current_stream().cuda_stream
+        lib.check(lib.c.ringattn_bench_hop(handle, *[t.data_ptr() for t in (q, k, v, out, lse)], first, last, stream) == 0)
+
+    step(1, 0)  # a state for those that read one
+    for _ in range(3):
+        step(0, 0)
+        step(1, 1)
+    turns = [(milliseconds(lambda: step(0, 0)), milliseconds(lambda: step(1, 1))) for _ in range(7)]
+    lib.c.ringattn_bench_destroy_hop(handle)
+    row = dict(seq=s, heads=h, kv_heads=g, dim=d, causal=causal)
+    row["middle_ms"], row["without_state_ms"] = [sorted(t)[len(t) // 2] for t in zip(*turns)]
+    print(f"D{d} H{h}/{g} hop of {s} {'causal' if causal else 'full'}: middle {row['middle_ms']:.3f} ms, without state "
+          f"{row['without_state_ms']:.3f} ms ({row['middle_ms'] / row['without_state_ms']:.3f}x)", flush=True)
+    return row
+
+
 def main():
     if len(sys.argv) < 2:
         sys.exit(__doc__)
@@ -198,6 +228,7 @@ def main():
     for causal in (False, True):
         for cap in (0.0, 30.0):
             add(2, 8192, 16, 128, causal, cap=cap)
+    result["hops"] = [hop(lib, s, 32, 8, 128, causal) for s, causal in ((8192, False), (8192, True), (4096, False), (4096, True))]
     if len(sys.argv) > 2 and not sys.argv[2].startswith("--"):
         with open(sys.argv[2], "w") as f:
             json.dump(result, f, indent=1)

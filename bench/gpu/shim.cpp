@@ -3,8 +3,8 @@
 // can call: for bench.py, which times ringattn and its peers in one process.
 #include <cstdint>
 #include <memory>
-#include <string>
 
+#include "gpu/guarded.h"
 #include "ringattn/attention.h"
 
 namespace {
@@ -16,26 +16,6 @@ struct Bench {
   std::unique_ptr<RingAttention> attention;
   void* segments = nullptr;  // [B, S] int32 for both sides, or null
 };
-
-std::string last_error;
-
-TensorView tensor(void* data, DType dtype, std::initializer_list<std::int64_t> shape) {
-  TensorView view(data, dtype, shape);
-  view.device = Device::kCuda;
-  return view;
-}
-
-/// Runs `work`; on an exception keeps its text and returns 1.
-template <class Work>
-int guarded(const Work& work) {
-  try {
-    work();
-    return 0;
-  } catch (const std::exception& error) {
-    last_error = error.what();
-    return 1;
-  }
-}
 
 template <class Args>
 void set_segments(const Bench& b, Args& args) {

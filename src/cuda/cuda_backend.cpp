@@ -187,7 +187,7 @@ std::optional<std::string> CudaBackend::why_not(const Problem& p, const Options&
     return std::max(cuda::portable::forward_shared_bytes<T, kDim>(),
                     cuda::portable::backward_shared_bytes<T, kDim>());
   });
-  constexpr int kStatic = 4096;  // of the kernels, at most
+  constexpr int kStatic = 5120;  // of the kernels, at most
   if (needed + kStatic > cuda::shared_limit()) {
     return "head_dim " + std::to_string(dim) + " in " + ringattn::name(p.dtype) + " needs " +
            std::to_string(needed + kStatic) + " bytes of shared memory, the GPU has " +
@@ -245,10 +245,7 @@ PassCounts CudaBackend::forward(const ForwardStep& step) const {
     p.sum = w.sum;
     p.ticket = w.ticket;
     if constexpr (sizeof(T) == 2) {
-      // Which of the two kernels takes a step may depend on the step's tensors; the state is that
-      // of the one that takes most.
       if (cuda::sm90::takes(step.plan.problem())) {
-        p.max_unit = cuda::sm90::kMaxUnit;
         if (cuda::sm90::takes(p)) {
           cuda::check(cuda::sm90::forward(p, cuda::native(step.stream)),
                       "the forward kernel for Hopper");

@@ -43,12 +43,11 @@ struct ForwardParameters : Common<T> {
   Rows<float> out32;
   float* lse = nullptr;  // or null
   std::int64_t lse_batch = 0, lse_head = 0, lse_seq = 0;
-  // Between steps: acc [B, H, Sq, Dv], max and sum [B, H, Sq]. A unit of max is max_unit natural
-  // ones.
+  // Between steps: acc [B, H, Sq, Dv], max and sum [B, H, Sq], max in log2 units. The same for all
+  // kernels: which of them takes a step may depend on the step's tensors.
   float* acc = nullptr;
   float* max = nullptr;
   float* sum = nullptr;
-  float max_unit = 1.0F;
   unsigned* ticket = nullptr;  // scratch
 };
 

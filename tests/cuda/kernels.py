@@ -8,13 +8,11 @@ warpgroups in local memory; prints instruction counts.
 """
 import pathlib
 import re
-import struct
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-# The low 12 bits of an instruction of sm_90.
-OPCODES = {0x9F0: "HGMMA", 0xDF0: "HGMMA", 0x308: "MUFU", 0x983: "LDL", 0x387: "STL"}
+from elf import instructions
 
 # By pass and head_dim. Loads and stores of local memory between the first and the last wgmma: in the
 # forward those of the beginning and of the rare raise of the reference, none in a step that goes as
@@ -26,21 +24,6 @@ SPILLS = {"forward": {64: 16, 128: 4, 256: 24}, "backward": {64: 8, 128: 8},
 REGISTERS = {"forward": {64: 128, 128: 168, 256: 168}, "backward": {64: 168, 128: 168},
              "backward_in_order": {64: 128, 128: 128}, "query_gradient": {256: 168},
              "key_gradient": {256: 168}}
-
-
-def text_of(cubin):
-    """The instructions of the only kernel in an ELF file, as opcodes."""
-    data = cubin.read_bytes()
-    offset, = struct.unpack_from("<Q", data, 0x28)
-    size, count, names = struct.unpack_from("<HHH", data, 0x3A)
-    sections = [struct.unpack_from("<IIQQQQ", data, offset + i * size) for i in range(count)]
-    strings = sections[names][4]
-    code = b""
-    for name, _, _, _, begin, length in sections:
-        end = data.index(b"\0", strings + name)
-        if data[strings + name:end].startswith(b".text."):
-            code += data[begin:begin + length]
-    return [struct.unpack_from("<Q", code, i)[0] & 0xFFF for i in range(0, len(code), 16)]
 
 
 def check(nvcc, source, build, path):
@@ -60,7 +43,7 @@ def check(nvcc, source, build, path):
     registers = int(re.search(r"Used (\d+) registers", log).group(1))
     if registers > most_registers:
         faults.append(f"{registers} registers, at most {most_registers} expected")
-    ops = [OPCODES.get(x, "") for x in text_of(cubin)]
+    ops, = instructions(cubin).values()
     products = [i for i, op in enumerate(ops) if op == "HGMMA"]
     if not products:
         return f"{path.stem}: no wgmma", ["no wgmma"]

@@ -5,9 +5,8 @@
 #pragma once
 
 #include "cuda/portable/parameters.h"
-#include "cuda/portable/product.cuh"
 #include "cuda/portable/scores.cuh"
-#include "cuda/portable/tile.cuh"
+#include "cuda/portable/store.cuh"
 #include "cuda/portable/walk.cuh"
 #include "merge.h"
 
@@ -19,28 +18,30 @@ struct ForwardLayout {
   using QueryTile = SharedTile<T, Shape::kRows, kDim>;
   using KeyTile = SharedTile<T, Shape::kColumns, kDim>;
   static constexpr int kKeys = QueryTile::kBytes;
-  static constexpr int kValues = kKeys + Shape::kStages * KeyTile::kBytes;
-  static constexpr int kScratch = kValues + Shape::kStages * KeyTile::kBytes;
+  static constexpr int kValues = kKeys + KeyTile::kBytes;
+  static constexpr int kScratch = kValues + KeyTile::kBytes;
   static constexpr int kWarpScratch = 16 * Product<T>::template kScratchBytes<Shape::kColumns>;
-  static constexpr int kBytes = kScratch + kWarps * kWarpScratch;
+  static constexpr int kBytes = kScratch + Shape::kThreads / 32 * kWarpScratch;
 };
 
 /// The softmax state of a warp's rows: of lane l, rows 16 m + l / 4 (+ 8).
 template <int kBlocks>
 struct RowState {
-  float max[kBlocks][2];
+  float max[kBlocks][2];  // in log2 units
   float sum[kBlocks][2];  // of this lane's columns only
 };
 
 /// Scores to weights; rescales what was gathered before.
 template <class T, int kBlocks, int kColumns, int kDim>
-__device__ void soften(Fragment<kBlocks, kColumns>& s, RowState<kBlocks>& state,
-                       Fragment<kBlocks, kDim>& acc) {
+__device__ void soften(Fragment<kBlocks, kColumns>& s, const Scoring<T>& scoring,
+                       RowState<kBlocks>& state, Fragment<kBlocks, kDim>& acc) {
+  float tops[kBlocks][2];
+  bool moved = false;
 #pragma unroll
   for (int m = 0; m < kBlocks; ++m) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float top = state.max[m][r];
+      float top = s[m][0][2 * r];
 #pragma unroll
       for (int n = 0; n < kColumns / 8; ++n) {
         // Like fmaxf, this drops a NaN; it stays in s and makes the sum NaN.
@@ -48,20 +49,37 @@ __device__ void soften(Fragment<kBlocks, kColumns>& s, RowState<kBlocks>& state,
       }
       top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFFU, top, 1));
       top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFFU, top, 2));
-      const float base = reference(top);
-      const float factor = exponential<T>(state.max[m][r], base);
-      state.max[m][r] = top;
-      state.sum[m][r] *= factor;
+      top = fmaxf(top * scoring.unit2(), state.max[m][r]);
+      moved = moved || top != state.max[m][r];
+      tops[m][r] = top;
+    }
+  }
+  if (__any_sync(0xFFFFFFFFU, moved)) {
 #pragma unroll
-      for (int n = 0; n < kDim / 8; ++n) {
-        acc[m][n][2 * r] *= factor;
-        acc[m][n][2 * r + 1] *= factor;
+    for (int m = 0; m < kBlocks; ++m) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float factor = power_of_two(state.max[m][r] - reference(tops[m][r]));
+        state.max[m][r] = tops[m][r];
+        state.sum[m][r] *= factor;
+#pragma unroll
+        for (int n = 0; n < kDim / 8; ++n) {
+          acc[m][n][2 * r] *= factor;
+          acc[m][n][2 * r + 1] *= factor;
+        }
       }
+    }
+  }
+#pragma unroll
+  for (int m = 0; m < kBlocks; ++m) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float base = reference(state.max[m][r]);
 #pragma unroll
       for (int n = 0; n < kColumns / 8; ++n) {
 #pragma unroll
         for (int e = 2 * r; e < 2 * r + 2; ++e) {
-          s[m][n][e] = exponential<T>(s[m][n][e], base);
+          s[m][n][e] = scoring.weight2(s[m][n][e], base);
           state.sum[m][r] += s[m][n][e];
         }
       }
@@ -69,149 +87,159 @@ __device__ void soften(Fragment<kBlocks, kColumns>& s, RowState<kBlocks>& state,
   }
 }
 
-template <class T, int kDim>
-__global__ void __launch_bounds__(kThreads)
-    forward_kernel(const __grid_constant__ ForwardParameters<T> p) {
-  using Shape = ForwardShape<T, kDim>;
-  using Layout = ForwardLayout<T, kDim>;
-  using KeyTile = typename Layout::KeyTile;
-  constexpr int kBlocks = Shape::kBlocks;
-  constexpr int kColumns = Shape::kColumns;
-  extern __shared__ __align__(128) unsigned char memory[];
-  const auto base = static_cast<std::uint32_t>(__cvta_generic_to_shared(memory));
-  const typename Layout::QueryTile query{base};
-  const auto keys = [&](int s) { return KeyTile{base + Layout::kKeys + s * KeyTile::kBytes}; };
-  const auto values = [&](int s) { return KeyTile{base + Layout::kValues + s * KeyTile::kBytes}; };
-
-  const PairSchedule& schedule = p.schedule;
-  const RowBlock<Shape::kRows> mine(schedule.queries, p.heads);
-  if (mine.rows <= 0) return;
-  const int b = mine.batch;
-  const int h = mine.head;
-  const int g = h / p.group;
-  const int warp = threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
-  const int first = 16 * kBlocks * warp;  // row of this warp within the block
-
-  __shared__ SharedWalk<true, kColumns> walk;
-  __shared__ SharedBits<Shape::kRows, kColumns> bits;
-  if (threadIdx.x == 0) walk.begin(schedule, b, h, mine.tile);
-  __syncthreads();
-  const auto load = [&](const Piece& at, int stage) {
-    load_tile<kThreads>(keys(stage), p.key.at(b, at.row, g), p.key.seq, at.rows, p.head_dim,
-                        p.key.aligned);
-    load_tile<kThreads>(values(stage), p.value.at(b, at.row, g), p.value.seq, at.rows, p.value_dim,
-                        p.value.aligned);
-  };
-  load_tile<kThreads>(query, p.query.at(b, mine.row, h), p.query.seq, mine.rows, p.head_dim,
-                      p.query.aligned);
-  if (walk.pieces[0].rows > 0) load(walk.pieces[0], 0);
-  commit_copies();
-
-  RowState<kBlocks> state;
-  Fragment<kBlocks, kDim> acc;
-  const std::int64_t state_row =
-      (static_cast<std::int64_t>(b) * p.heads + h) * schedule.queries.positions.size() + mine.row;
-  const auto row_of = [&](int m, int r) { return first + 16 * m + lane / 4 + 8 * r; };
+/// The state at the beginning: nothing, or that of an earlier step.
+template <class T, int kBlocks, int kDim, class Block>
+__device__ void begin_rows(const ForwardParameters<T>& p, const Block& own,
+                           RowState<kBlocks>& state, Fragment<kBlocks, kDim>& acc) {
+  clear<kBlocks, kDim>(acc);
 #pragma unroll
   for (int m = 0; m < kBlocks; ++m) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int row = row_of(m, r);
-      const bool carried = !p.first && row < mine.rows;
-      state.max[m][r] = carried ? p.max[state_row + row] * p.max_unit : -kInfinity<float>;
-      state.sum[m][r] = carried && lane % 4 == 0 ? p.sum[state_row + row] : 0.0F;
-#pragma unroll
-      for (int n = 0; n < kDim / 8; ++n) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int column = 8 * n + 2 * (lane % 4) + e;
-          acc[m][n][2 * r + e] = carried && column < p.value_dim
-                                     ? p.acc[(state_row + row) * p.value_dim + column]
-                                     : 0.0F;
-        }
-      }
+      const int row = lane_row<kBlocks>(m, r);
+      state.max[m][r] = -kInfinity<float>;
+      state.sum[m][r] = 0.0F;
+      if (p.first || row >= own.rows) continue;
+      const std::int64_t at = state_row(p, own, row);
+      state.max[m][r] = p.max[at];
+      if (threadIdx.x % 4 == 0) state.sum[m][r] = p.sum[at];
+      read_row(acc[m], r, p.acc + at * p.value_dim, p.value_dim);
     }
   }
+}
 
-  const Scoring scoring(p.scale, p.cap);
-  for (int turn = 0; walk.pieces[turn % 4].rows > 0; ++turn) {
-    const Piece& piece = walk.pieces[turn % 4];
-    const Piece& next = walk.pieces[(turn + 1) % 4];
-    const int stage = turn % Shape::kStages;
-    if constexpr (Shape::kStages == 2) {
-      if (next.rows > 0) load(next, stage ^ 1);
-      commit_copies();
-      wait_copies<1>();
-    } else {
-      wait_copies<0>();
-    }
-    if (piece.masked) {
-      find_bits<true, kThreads>(schedule, piece, b, h, mine.row, mine.rows, bits);
-    }
-    __syncthreads();
-    if (threadIdx.x == 0 && next.rows > 0) walk.pieces[(turn + 2) % 4] = walk.next(schedule);
-
-    Fragment<kBlocks, kColumns> s;
-    Product<T>::template transposed<kBlocks>(s, query, first, keys(stage));
-    scoring.apply<kBlocks, kColumns>(s);
-    if (piece.masked || piece.rows < kColumns) {
-      hide<kBlocks, kColumns>(s, piece, first, bits);
-    }
-    soften<T, kBlocks, kColumns, kDim>(s, state, acc);
-    Product<T>::template times<kBlocks>(acc, s, values(stage),
-                                        base + Layout::kScratch + warp * Layout::kWarpScratch);
-    __syncthreads();
-    if constexpr (Shape::kStages == 1) {
-      if (next.rows > 0) load(next, 0);
-      commit_copies();
-    }
-  }
-  wait_copies<0>();
-
+/// Results, or the state for the next step.
+template <class T, int kBlocks, int kDim, class Block>
+__device__ void finish_rows(const ForwardParameters<T>& p, const Block& own,
+                            const RowState<kBlocks>& state, Fragment<kBlocks, kDim>& acc) {
+  const int b = own.batch;
+  const int h = own.head;
 #pragma unroll
   for (int m = 0; m < kBlocks; ++m) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int row = row_of(m, r);
       float sum = state.sum[m][r];
       sum += __shfl_xor_sync(0xFFFFFFFFU, sum, 1);
       sum += __shfl_xor_sync(0xFFFFFFFFU, sum, 2);
-      if (row >= mine.rows) continue;
-      const std::int64_t at = state_row + row;
-      const float max = state.max[m][r];
-      RowResult<float> result{1.0F, 0.0F, false};
-      if (p.last) {
-        const float sink = p.sinks == nullptr ? -kInfinity<float> : static_cast<float>(p.sinks[h]);
-        result = finish(max, sum, sink);
-        if (p.lse != nullptr && lane % 4 == 0) {
-          p.lse[b * p.lse_batch + h * p.lse_head + (mine.row + row) * p.lse_seq] = result.lse;
+      const int row = lane_row<kBlocks>(m, r);
+      if (row >= own.rows) continue;
+      const float max = state.max[m][r] / kLog2e;
+      if (!p.last) {
+        const std::int64_t at = state_row(p, own, row);
+        if (threadIdx.x % 4 == 0) {
+          p.max[at] = state.max[m][r];
+          p.sum[at] = sum;
         }
-      } else if (lane % 4 == 0) {
-        p.max[at] = max / p.max_unit;
-        p.sum[at] = sum;
+        write_row(acc[m], r, p.acc + at * p.value_dim, p.value_dim);
+        continue;
+      }
+      const float sink = p.sinks == nullptr ? -kInfinity<float> : static_cast<float>(p.sinks[h]);
+      const RowResult<float> result = finish(max, sum, sink);
+      const std::int64_t i = own.row + row;
+      if (p.lse != nullptr && threadIdx.x % 4 == 0) {
+        p.lse[b * p.lse_batch + h * p.lse_head + i * p.lse_seq] = result.lse;
       }
 #pragma unroll
       for (int n = 0; n < kDim / 8; ++n) {
 #pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int column = 8 * n + 2 * (lane % 4) + e;
-          if (column >= p.value_dim) continue;
-          const float x = acc[m][n][2 * r + e];
-          if (!p.last) {
-            p.acc[at * p.value_dim + column] = x;
-            continue;
-          }
-          const float y = result.zero ? 0.0F : x * result.factor;
-          if (p.out.data != nullptr) {
-            p.out.at(b, mine.row + row, h)[column] = from_float<T>(y);
-          } else {
-            p.out32.at(b, mine.row + row, h)[column] = y;
-          }
+        for (int e = 2 * r; e < 2 * r + 2; ++e) {
+          acc[m][n][e] = result.zero ? 0.0F : acc[m][n][e] * result.factor;
         }
+      }
+      if (p.out.data != nullptr) {
+        write_row(acc[m], r, p.out.at(b, i, h), p.value_dim);
+      } else {
+        write_row(acc[m], r, p.out32.at(b, i, h), p.value_dim);
       }
     }
   }
+}
+
+template <class T, int kDim>
+__global__ void __launch_bounds__(ForwardShape<T, kDim>::kThreads, ForwardShape<T, kDim>::kResident)
+    forward_kernel(const __grid_constant__ ForwardParameters<T> p) {
+  using Shape = ForwardShape<T, kDim>;
+  using Layout = ForwardLayout<T, kDim>;
+  constexpr int kBlocks = Shape::kBlocks;
+  constexpr int kColumns = Shape::kColumns;
+  constexpr int kThreads = Shape::kThreads;
+  extern __shared__ __align__(1024) unsigned char memory[];
+  __shared__ SharedWalk<true, kColumns> walk;
+  __shared__ SharedBits<Shape::kRows, kColumns> bits[2];
+  const auto base = static_cast<std::uint32_t>(__cvta_generic_to_shared(memory));
+  const typename Layout::QueryTile query{base};
+  const typename Layout::KeyTile key{base + Layout::kKeys};
+  const typename Layout::KeyTile value{base + Layout::kValues};
+
+  __shared__ RowBlock<Shape::kRows, true> mine;
+  __shared__ const T* head_key;
+  __shared__ const T* head_value;
+  if (threadIdx.x == 0) {
+    mine = RowBlock<Shape::kRows, true>::mine(p.schedule.queries, p.heads);
+    if (mine.rows > 0) walk.begin(p.schedule, mine.batch, mine.head, mine.tile);
+    head_key = p.key.at(mine.batch, 0, mine.head / p.group);
+    head_value = p.value.at(mine.batch, 0, mine.head / p.group);
+  }
+  __syncthreads();
+  if (mine.rows <= 0) return;
+  const auto load_keys = [&](const Piece& at) {
+    load_tile<kThreads>(key, head_key + at.row * p.key.seq, p.key.seq, at.rows, p.head_dim,
+                        p.key.aligned);
+  };
+  const auto load_values = [&](const Piece& at) {
+    load_tile<kThreads>(value, head_value + at.row * p.value.seq, p.value.seq, at.rows, p.value_dim,
+                        p.value.aligned, ids_with_padding<true>(p.schedule, at, mine.batch));
+  };
+  const auto find = [&](const Piece& at, int turn) {
+    if (!at.masked) return;
+    find_bits<true, kThreads>(thread_number(), p.schedule, at, mine.batch, mine.head, mine.row,
+                              mine.rows, bits[turn % 2]);
+  };
+
+  load_tile<kThreads>(query, p.query.at(mine.batch, mine.row, mine.head), p.query.seq, mine.rows,
+                      p.head_dim, p.query.aligned);
+  const bool any = walk.pieces[0].rows > 0;
+  if (any) load_keys(walk.pieces[0]);
+  commit_copies();
+  RowState<kBlocks> state;
+  Fragment<kBlocks, kDim> acc;
+  begin_rows<T, kBlocks, kDim>(p, mine, state, acc);
+  if (any) find(walk.pieces[0], 0);
+  wait_copies<0>();
+  __syncthreads();
+  if (any) load_values(walk.pieces[0]);
+  commit_copies();
+
+  // Keys and values have one place each: the next keys come while values are used, and the other
+  // way round.
+  const Scoring<T> scoring(p.scale, p.cap);
+  for (int turn = 0; walk.pieces[turn % 4].rows > 0; ++turn) {
+    const Piece& piece = walk.pieces[turn % 4];
+    const Piece& next = walk.pieces[(turn + 1) % 4];
+    const bool more = next.rows > 0;
+    Fragment<kBlocks, kColumns> s;
+    Product<T>::template transposed<kBlocks>(
+        s, WarpRows<T, Shape::kRows, kDim>{query, warp_row<kBlocks>()}, key);
+    wait_copies<0>();
+    __syncthreads();
+    if (more) load_keys(next);
+    commit_copies();
+    if (threadIdx.x == 0 && more) walk.pieces[(turn + 2) % 4] = walk.next(p.schedule);
+
+    scoring.template apply<kBlocks, kColumns>(s);
+    if (piece.masked || piece.rows < kColumns) {
+      hide<kBlocks, kColumns>(s, piece, warp_row<kBlocks>(), bits[turn % 2], -kInfinity<float>);
+    }
+    soften<T, kBlocks, kColumns, kDim>(s, scoring, state, acc);
+    Product<T>::template times<kBlocks>(
+        acc, s, value, base + Layout::kScratch + thread_number() / 32 * Layout::kWarpScratch);
+    if (more) find(next, turn + 1);
+    wait_copies<0>();
+    __syncthreads();
+    if (more) load_values(next);
+    commit_copies();
+  }
+  finish_rows<T, kBlocks, kDim>(p, mine, state, acc);
 }
 
 template <class T, int kDim>
@@ -221,17 +249,10 @@ int forward_shared_bytes() {
 
 template <class T, int kDim>
 cudaError_t launch_forward(const ForwardParameters<T>& p, cudaStream_t stream) {
-  constexpr int kBytes = ForwardLayout<T, kDim>::kBytes;
-  const auto kernel = forward_kernel<T, kDim>;
-  const std::int64_t blocks =
-      row_blocks<ForwardShape<T, kDim>::kRows>(p.schedule.queries) * p.heads * p.batch;
-  if (blocks == 0) return cudaSuccess;
-  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  if (error != cudaSuccess) return error;
-  kernel<<<static_cast<unsigned>(blocks), kThreads, kBytes, stream>>>(p);
-  return cudaGetLastError();
+  using Shape = ForwardShape<T, kDim>;
+  return launch(forward_kernel<T, kDim>, p,
+                row_blocks<Shape::kRows>(p.schedule.queries) * p.heads * p.batch, Shape::kThreads,
+                ForwardLayout<T, kDim>::kBytes, stream);
 }
 
 }  // namespace ringattn::cuda::portable

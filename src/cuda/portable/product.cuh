@@ -59,13 +59,11 @@ __device__ inline std::uint32_t pack<__half>(float lo, float hi) {
 }
 
 template <class T>
-__device__ void mma(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
-                    std::uint32_t b1);
+__device__ void mma(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1);
 template <>
 __device__ inline void mma<__nv_bfloat16>(float (&c)[4], const std::uint32_t (&a)[4],
                                           std::uint32_t b0, std::uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
@@ -73,12 +71,71 @@ __device__ inline void mma<__nv_bfloat16>(float (&c)[4], const std::uint32_t (&a
 template <>
 __device__ inline void mma<__half>(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
                                    std::uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+
+/// The left factor of a product: rows [first, first + 16 kBlocks) of a tile.
+template <class T, int kRows, int kDim>
+struct WarpRows {
+  SharedTile<T, kRows, kDim> tile;
+  int first;
+
+  /// Columns 16 k to 16 k + 15 as operands. Of a swizzled tile, chunk 2 k + h lies at that of h,
+  /// with the bits of 2 k flipped.
+  template <int kBlocks>
+  __device__ void operands(std::uint32_t (&a)[kBlocks][4], int k) const {
+    const int lane = threadIdx.x % 32;
+    const std::uint32_t at = tile.chunk(first + lane % 16, lane / 16) ^ (k << 5);
+#pragma unroll
+    for (int m = 0; m < kBlocks; ++m) load_matrices(a[m], at + 16 * m * tile.kRowBytes);
+  }
+};
+
+/// The same in registers, for rows that stay.
+template <class T, int kBlockCount, int kDim>
+struct HeldRows {
+  std::uint32_t part[kDim / 16 + (kDim == 0)][kBlockCount][4];
+
+  /// `rows` and `dim` exist from `from` on; the rest becomes 0.
+  __device__ void read(const T* from, std::int64_t stride, int rows, int dim, bool aligned) {
+    const auto each = [&](const auto& pair) {  // of columns
+      const int lane = threadIdx.x % 32;
+#pragma unroll
+      for (int m = 0; m < kBlockCount; ++m) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int row = 16 * m + lane / 4 + i % 2 * 8;
+          const T* source = from + row * stride;
+#pragma unroll
+          for (int k = 0; k < kDim / 16; ++k) {
+            const int column = 16 * k + 2 * (lane % 4) + i / 2 * 8;
+            part[k][m][i] = pair(source + column, row < rows ? dim - column : 0);
+          }
+        }
+      }
+    };
+    if (aligned) {
+      each([](const T* at, int count) {
+        return count > 0 ? *reinterpret_cast<const std::uint32_t*>(at) : 0U;
+      });
+    } else {
+      each([](const T* at, int count) {
+        return pack<T>(count > 0 ? to_float(at[0]) : 0.0F, count > 1 ? to_float(at[1]) : 0.0F);
+      });
+    }
+  }
+
+  template <int kBlocks>
+  __device__ void operands(std::uint32_t (&a)[kBlocks][4], int k) const {
+#pragma unroll
+    for (int m = 0; m < kBlocks; ++m)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) a[m][i] = part[k][m][i];
+  }
+};
 
 template <class T>
 struct Product {
@@ -86,24 +143,21 @@ struct Product {
   template <int kColumns>
   static constexpr int kScratchBytes = 0;
 
-  /// c = rows [first, first + 16 kBlocks) of a, times b^T.
-  template <int kBlocks, int kRowsA, int kRowsB, int kDim>
-  static __device__ void transposed(Fragment<kBlocks, kRowsB>& c,
-                                    const SharedTile<T, kRowsA, kDim>& a, int first,
+  /// c = a b^T.
+  template <int kBlocks, class Left, int kRowsB, int kDim>
+  static __device__ void transposed(Fragment<kBlocks, kRowsB>& c, const Left& a,
                                     const SharedTile<T, kRowsB, kDim>& b) {
     const int lane = threadIdx.x % 32;
+    const std::uint32_t start = b.chunk(lane % 8 + lane / 16 * 8, lane / 8 % 2);
     clear<kBlocks, kRowsB>(c);
 #pragma unroll
     for (int k = 0; k < kDim / 16; ++k) {
       std::uint32_t left[kBlocks][4];
-#pragma unroll
-      for (int m = 0; m < kBlocks; ++m) {
-        load_matrices(left[m], a.chunk(first + 16 * m + lane % 16, 2 * k + lane / 16));
-      }
+      a.operands(left, k);
 #pragma unroll
       for (int n = 0; n < kRowsB / 16; ++n) {
         std::uint32_t right[4];
-        load_matrices(right, b.chunk(16 * n + lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2));
+        load_matrices(right, (start ^ (k << 5)) + 16 * n * b.kRowBytes);
 #pragma unroll
         for (int m = 0; m < kBlocks; ++m) {
           mma<T>(c[m][2 * n], left[m], right[0], right[1]);
@@ -118,6 +172,7 @@ struct Product {
   static __device__ void times(Fragment<kBlocks, kDim>& c, const Fragment<kBlocks, kRowsB>& w,
                                const SharedTile<T, kRowsB, kDim>& b, std::uint32_t) {
     const int lane = threadIdx.x % 32;
+    const std::uint32_t start = b.chunk(lane % 16, lane / 16);
 #pragma unroll
     for (int k = 0; k < kRowsB / 16; ++k) {
       std::uint32_t left[kBlocks][4];
@@ -131,7 +186,7 @@ struct Product {
 #pragma unroll
       for (int n = 0; n < kDim / 16; ++n) {
         std::uint32_t right[4];
-        load_transposed(right, b.chunk(16 * k + lane % 16, 2 * n + lane / 16));
+        load_transposed(right, (start ^ (n << 5)) + 16 * k * b.kRowBytes);
 #pragma unroll
         for (int m = 0; m < kBlocks; ++m) {
           mma<T>(c[m][2 * n], left[m], right[0], right[1]);
@@ -139,90 +194,6 @@ struct Product {
         }
       }
     }
-  }
-};
-
-__device__ inline float2 load_shared2(std::uint32_t from) {
-  float2 x;
-  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(from) : "memory");
-  return x;
-}
-__device__ inline float4 load_shared4(std::uint32_t from) {
-  float4 x;
-  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
-               : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
-               : "r"(from)
-               : "memory");
-  return x;
-}
-__device__ inline void store_shared2(std::uint32_t to, float x, float y) {
-  asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(x), "f"(y) : "memory");
-}
-
-template <>
-struct Product<float> {
-  /// w goes through shared memory, as each lane needs whole rows of it.
-  template <int kColumns>
-  static constexpr int kScratchBytes = (kColumns + 4) * 4;
-
-  template <int kBlocks, int kRowsA, int kRowsB, int kDim>
-  static __device__ void transposed(Fragment<kBlocks, kRowsB>& c,
-                                    const SharedTile<float, kRowsA, kDim>& a, int first,
-                                    const SharedTile<float, kRowsB, kDim>& b) {
-    static_assert(kBlocks == 1);
-    const int lane = threadIdx.x % 32;
-    clear<kBlocks, kRowsB>(c);
-#pragma unroll 1
-    for (int k = 0; k < kDim / 4; ++k) {
-      const float4 a0 = load_shared4(a.chunk(first + lane / 4, k));
-      const float4 a1 = load_shared4(a.chunk(first + lane / 4 + 8, k));
-#pragma unroll
-      for (int n = 0; n < kRowsB / 8; ++n) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const float4 x = load_shared4(b.chunk(8 * n + 2 * (lane % 4) + e, k));
-          float& top = c[0][n][e];
-          float& low = c[0][n][e + 2];
-          top = fmaf(a0.x, x.x, top), low = fmaf(a1.x, x.x, low);
-          top = fmaf(a0.y, x.y, top), low = fmaf(a1.y, x.y, low);
-          top = fmaf(a0.z, x.z, top), low = fmaf(a1.z, x.z, low);
-          top = fmaf(a0.w, x.w, top), low = fmaf(a1.w, x.w, low);
-        }
-      }
-    }
-  }
-
-  /// `scratch`: 16 rows of kScratchBytes<kRowsB> that belong to this warp.
-  template <int kBlocks, int kRowsB, int kDim>
-  static __device__ void times(Fragment<kBlocks, kDim>& c, const Fragment<kBlocks, kRowsB>& w,
-                               const SharedTile<float, kRowsB, kDim>& b, std::uint32_t scratch) {
-    const int lane = threadIdx.x % 32;
-    constexpr int kPitch = kScratchBytes<kRowsB>;
-    const std::uint32_t row = scratch + lane / 4 * kPitch;
-#pragma unroll
-    for (int n = 0; n < kRowsB / 8; ++n) {
-      const int column = (8 * n + 2 * (lane % 4)) * 4;
-      store_shared2(row + column, w[0][n][0], w[0][n][1]);
-      store_shared2(row + 8 * kPitch + column, w[0][n][2], w[0][n][3]);
-    }
-    __syncwarp();
-#pragma unroll 1
-    for (int j = 0; j < kRowsB; j += 2) {
-      const float2 w0 = load_shared2(row + j * 4);
-      const float2 w1 = load_shared2(row + 8 * kPitch + j * 4);
-      const std::uint32_t x = b.base + j * SharedTile<float, kRowsB, kDim>::kRowBytes;
-#pragma unroll
-      for (int n = 0; n < kDim / 8; ++n) {
-        const std::uint32_t at = x + (8 * n + 2 * (lane % 4)) * 4;
-        const float2 p = load_shared2(at);
-        const float2 q = load_shared2(at + SharedTile<float, kRowsB, kDim>::kRowBytes);
-        c[0][n][0] = fmaf(w0.y, q.x, fmaf(w0.x, p.x, c[0][n][0]));
-        c[0][n][1] = fmaf(w0.y, q.y, fmaf(w0.x, p.y, c[0][n][1]));
-        c[0][n][2] = fmaf(w1.y, q.x, fmaf(w1.x, p.x, c[0][n][2]));
-        c[0][n][3] = fmaf(w1.y, q.y, fmaf(w1.x, p.y, c[0][n][3]));
-      }
-    }
-    __syncwarp();
   }
 };
 

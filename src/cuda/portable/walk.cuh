@@ -6,6 +6,7 @@
 #include <new>
 
 #include "cuda/bits.cuh"
+#include "cuda/portable/tile.cuh"
 #include "schedule.h"
 
 namespace ringattn::cuda {
@@ -92,6 +93,16 @@ class Walk {
   bool by_ranges_ = false, masked_ = false;
 };
 
+/// The segment ids of a piece's rows if some may be padding, else null. Padding has weights of 0
+/// in products, but 0 times NaN is NaN.
+template <bool kKeys>
+__device__ const std::int32_t* ids_with_padding(const PairSchedule& s, const Piece& piece,
+                                                int batch) {
+  const std::int32_t* ids = (kKeys ? s.key_segments : s.query_segments).ids;
+  if (!piece.masked || ids == nullptr) return nullptr;
+  return ids + batch * (kKeys ? s.keys : s.queries).positions.size() + piece.row;
+}
+
 /// What the threads of a block share of a walk: the pieces now, next and after that.
 template <bool kKeys, int kPiece>
 struct SharedWalk {
@@ -116,14 +127,16 @@ struct SharedBits {
   std::uint32_t words[kRows][kPiece / 32 + (kPiece < 32)];
 };
 
-/// Fills the bits of `rows` rows from local row `own` on; the rest becomes 0.
+/// Fills the bits of `rows` rows from local row `own` on; the rest becomes 0. By kThreads
+/// threads, of which this is number `thread`.
 template <bool kKeys, int kThreads, int kRows, int kPiece>
-__device__ void find_bits(const PairSchedule& s, const Piece& piece, int batch, int head,
-                          std::int64_t own, int rows, SharedBits<kRows, kPiece>& bits) {
+__device__ void find_bits(int thread, const PairSchedule& schedule, const Piece& piece, int batch,
+                          int head, std::int64_t own, int rows, SharedBits<kRows, kPiece>& bits) {
   constexpr int kWords = sizeof(bits.words[0]) / 4;
+  const PairSchedule& s = read_anew(schedule);
   const Tile tile = (kKeys ? s.keys : s.queries)[piece.tile];
 #pragma unroll 1
-  for (int n = threadIdx.x; n < kRows * kWords; n += kThreads) {
+  for (int n = thread; n < kRows * kWords; n += kThreads) {
     const int i = n / kWords;
     const int first = n % kWords * 32;
     const int columns = piece.rows - first < 32 ? piece.rows - first : 32;

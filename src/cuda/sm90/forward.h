@@ -7,9 +7,6 @@
 
 namespace ringattn::cuda::sm90 {
 
-/// Of a row's max between steps, in natural units: the kernels work in powers of 2.
-constexpr float kMaxUnit = 0.6931471805599453F;
-
 /// Is the current device one that these kernels are made for?
 bool on_hopper();
 
