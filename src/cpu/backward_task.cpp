@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpu/backward_task.h"
+
+#include <algorithm>
+#include <thread>
+
+#include "dtype.h"
+
+namespace ringattn::cpu {
+
+TaskScratch carve_task(const Plan& plan, Carver& carver) {
+  const TileShape tile = plan.tiles(Pass::kBackward);
+  const Problem& p = plan.problem();
+  const Operands o(plan);
+  const std::int64_t scores = tile.queries * row_stride(tile.keys);
+  TaskScratch s{};
+  const PackedBlock block(plan, Pass::kBackward);
+  s.packed = carver.take(plan.shares_blocks() ? 0 : block.tile_bytes()).data();
+  s.s = carver.take_array<float>(scores);
+  s.dp = carver.take_array<float>(o.pairs ? scores : 0);
+  for (float*& ds : s.tiles_ds) {
+    ds = carver.take_array<float>(tile.queries * row_stride(o.words(tile.keys)));
+  }
+  s.dkey = carver.take_array<float>(tile.keys * row_stride(p.head_dim));
+  s.dvalue = carver.take_array<float>(tile.keys * row_stride(p.value_dim));
+  return s;
+}
+
+Task::Task(const BackwardStep& step, const BackwardPieces& pieces, const TaskScratch& scratch,
+           const Operands& operands, const PackedBlock& block, std::int64_t bg, std::int64_t j)
+    : step_(step),
+      p_(step.plan.problem()),
+      w_(pieces),
+      x_(scratch),
+      o_(operands),
+      k_(operands.kernels),
+      stride_(row_stride(step.schedule.keys.size)),
+      ds_row_(row_stride(operands.words(step.schedule.keys.size))),
+      d_(row_stride(p_.head_dim)),
+      v_(row_stride(p_.value_dim)),
+      b_(bg / p_.kv_heads),
+      g_(bg % p_.kv_heads),
+      j_(j),
+      keys_(step.schedule.keys[j]),
+      packed_(load_keys(block)) {}
+
+PackedTile Task::load_keys(const PackedBlock& block) {
+  const std::int64_t plane = b_ * p_.kv_heads + g_;
+  if (step_.shared != nullptr) {
+    return block.tile(step_.shared, plane * step_.schedule.keys.count() + j_);
+  }
+  block.pack(step_, plane, j_, x_.packed, 0);
+  return block.tile(x_.packed, 0);
+}
+
+/// Zeros to add to, if no product has written dkey and dvalue yet.
+void Task::clear_keys() {
+  if (!empty_) return;
+  std::fill_n(x_.dkey, keys_.rows * d_, 0.0F);
+  std::fill_n(x_.dvalue, keys_.rows * v_, 0.0F);
+  empty_ = false;
+}
+
+void Task::store_keys() {
+  clear_keys();
+  const float scale = step_.plan.scale();
+  const float one = 1.0F;
+  const std::int64_t row = (b_ * step_.key.dim(1) + keys_.row) * p_.kv_heads + g_;
+  const auto store = [&](const float* x, std::int64_t x_row, std::int64_t columns,
+                         const float& factor, std::byte* sum) {
+    k_.narrow({Format::kFloat32, x, x_row, keys_.rows, columns, &factor, 0,
+               reinterpret_cast<float*>(sum) + row * columns, p_.kv_heads * columns});
+  };
+  store(x_.dkey, d_, p_.head_dim, scale, step_.dkey_sum);
+  store(x_.dvalue, v_, p_.value_dim, one, step_.dvalue_sum);
+}
+
+void Task::run(PassCounts& counts) {
+  const std::int64_t group = p_.query_heads / p_.kv_heads;
+  // Who takes part in the order of dQ is decided by kind(). With a stride, visit() knows more
+  // of the gaps between positions than kind() does, and would leave some out.
+  const Tiling& queries = step_.schedule.queries;
+  TileRanges ranges = visit(step_.schedule.mask.transposed(), keys_.span, queries);
+  if (queries.positions.stride != 1) {
+    ranges.visited[0] = {0, queries.count()};
+    ranges.visited[1] = {};
+  }
+  for (std::int64_t h = g_ * group; h < (g_ + 1) * group; ++h) {
+    for (const Range& tiles : ranges.visited) {
+      for (std::int64_t i = tiles.begin; i < tiles.end; ++i) attend(h, i, counts);
+    }
+  }
+  flush();
+  store_keys();
+}
+
+void Task::attend(std::int64_t h, std::int64_t i, PassCounts& counts) {
+  if (step_.schedule.kind(b_, h, i, j_) == TileKind::kSkip) return;
+  const std::int64_t bh = b_ * p_.query_heads + h;
+  TileBits bits;
+  const TileKind kind = step_.schedule.exact_kind(b_, h, i, j_, bits);
+  if (kind != TileKind::kSkip) {
+    const Tile queries = step_.schedule.queries[i];
+    const bool masked = kind == TileKind::kMasked;
+    counts.tiles.visited += 1;
+    counts.tiles.full += masked ? 0 : 1;
+    counts.pairs += masked ? bits.pairs : queries.rows * keys_.rows;
+    float* ds = take_slot();
+    float* dp = o_.pairs ? x_.dp : ds;
+    weigh(bh, i, queries, masked ? &bits : nullptr, dp, ds);
+    add_to_keys(bh, i, queries, masked ? &bits : nullptr, dp);
+    if (masked && !packed_.finite) {
+      flush();
+      wait_for_turn(bh, h, i);
+      add_carefully(bh, queries, bits, ds);
+      progress(bh, i).store(static_cast<std::int32_t>(j_), std::memory_order_release);
+      return;
+    }
+    pending_[(begin_ + count_++) % kAhead] = {bh, h, i, queries, ds};
+  } else {
+    take_slot();
+    pending_[(begin_ + count_++) % kAhead] = {bh, h, i, {}, nullptr};
+  }
+  while (count_ > 0 && is_turn(pending_[begin_])) add_first();
+}
+
+/// A buffer for the next dS.
+float* Task::take_slot() {
+  if (count_ == kAhead) add_first();
+  return x_.tiles_ds[(begin_ + count_) % kAhead];
+}
+
+void Task::flush() {
+  while (count_ > 0) add_first();
+}
+
+/// dQ += dS K for the tile that has waited longest.
+void Task::add_first() {
+  const Pending& first = pending_[begin_];
+  wait_for_turn(first.bh, first.h, first.i);
+  if (first.ds != nullptr) add_to_queries(first.bh, first.tile, first.ds);
+  progress(first.bh, first.i).store(static_cast<std::int32_t>(j_), std::memory_order_release);
+  begin_ = (begin_ + 1) % kAhead;
+  --count_;
+}
+
+/// P and dS of one tile.
+void Task::weigh(std::int64_t bh, std::int64_t i, const Tile& tile, const TileBits* bits, float* dp,
+                 float* ds) {
+  const std::int64_t n = padded(keys_.rows);
+  const std::int64_t at = packed(bh, i);
+  k_.product({o_.pairs, w_.query.left + at * w_.query.left_size, w_.query.left_row, false,
+              packed_.keys_t, stride_, x_.s, stride_, tile.rows, n, o_.words(p_.head_dim), false,
+              w_.dout.left + at * w_.dout.left_size, w_.dout.left_size * 4});
+  k_.product({o_.pairs, w_.dout.left + at * w_.dout.left_size, w_.dout.left_row, false,
+              packed_.values_t, stride_, dp, stride_, tile.rows, n, o_.words(p_.value_dim), false,
+              dquery_of(bh, tile), tile.rows * padded(p_.head_dim) * 4});
+  const std::int64_t row = bh * step_.query.dim(1) + tile.row;
+  const Scoring scoring{step_.plan.scale(), step_.plan.soft_cap()};
+  k_.gradient({x_.s, dp, o_.pairs ? ds : nullptr, ds_row_, stride_, tile.rows, keys_.rows,
+               bits ? bits->bits : nullptr, bits ? bits->words : 0, scoring, w_.lse + row,
+               w_.delta + row});
+}
+
+/// dV += P^T dO, dK += dS^T Q.
+void Task::add_to_keys(std::int64_t bh, std::int64_t i, const Tile& tile, const TileBits* bits,
+                       const float* dp) {
+  if (bits != nullptr) clear_keys();
+  const std::int64_t at = packed(bh, i);
+  add_transposed(x_.s, w_.dout.right + at * w_.dout.right_size, v_, tile.rows, p_.value_dim,
+                 x_.dvalue, bits, w_.dout.finite[at] != 0);
+  add_transposed(dp, w_.query.right + at * w_.query.right_size, d_, tile.rows, p_.head_dim, x_.dkey,
+                 bits, w_.query.finite[at] != 0);
+  empty_ = false;
+}
+
+/// out [N, columns] += weights^T x; the rows of x and out are `row` floats.
+void Task::add_transposed(const float* weights, const float* x, std::int64_t row, std::int64_t rows,
+                          std::int64_t columns, float* out, const TileBits* bits, bool finite) {
+  if (bits != nullptr && !finite) {
+    careful_product_transposed({o_.pairs, weights, stride_, bits->bits, bits->words, rows,
+                                keys_.rows, x, row, columns, out, row});
+  } else {
+    // Words of two rows lie in every other row.
+    k_.product({o_.pairs, weights, o_.pairs ? 2 * stride_ : stride_, true, x, row, out, row,
+                keys_.rows, padded(columns), o_.words(rows), !empty_});
+  }
+}
+
+void Task::add_to_queries(std::int64_t bh, const Tile& tile, const float* ds) {
+  const std::int64_t width = padded(p_.head_dim);
+  k_.product({o_.pairs, ds, ds_row_, false, packed_.keys, d_, dquery_of(bh, tile), width, tile.rows,
+              width, o_.words(keys_.rows), true});
+}
+
+void Task::add_carefully(std::int64_t bh, const Tile& tile, const TileBits& bits, const float* ds) {
+  careful_product({o_.pairs, ds, ds_row_, bits.bits, bits.words, tile.rows, keys_.rows,
+                   packed_.keys, d_, p_.head_dim, dquery_of(bh, tile), padded(p_.head_dim)});
+}
+
+/// The key tile before this one that visits query tile i, or -1.
+std::int64_t Task::before(std::int64_t h, std::int64_t i) const {
+  std::int64_t before = j_ - 1;
+  while (before >= 0 && step_.schedule.kind(b_, h, i, before) == TileKind::kSkip) --before;
+  return before;
+}
+
+/// Waits until the key tile before this one has added its part to query tile i.
+void Task::wait_for_turn(std::int64_t bh, std::int64_t h, std::int64_t i) {
+  const std::int64_t turn = before(h, i);
+  constexpr int kSpins = 200;  // then let a thread that lost its core run
+  for (int spin = 0; progress(bh, i).load(std::memory_order_acquire) != turn; ++spin) {
+    if (spin >= kSpins) std::this_thread::yield();
+  }
+}
+
+}  // namespace ringattn::cpu
