@@ -96,32 +96,46 @@ void Task::run(PassCounts& counts) {
 
 void Task::attend(std::int64_t h, std::int64_t i, PassCounts& counts) {
   if (step_.schedule.kind(b_, h, i, j_) == TileKind::kSkip) return;
-  const std::int64_t bh = b_ * p_.query_heads + h;
+  Pending tile{b_ * p_.query_heads + h, h, i, take_slot(), {}, 0};
   TileBits bits;
   const TileKind kind = step_.schedule.exact_kind(b_, h, i, j_, bits);
+  const bool masked = kind == TileKind::kMasked;
   if (kind != TileKind::kSkip) {
-    const Tile queries = step_.schedule.queries[i];
-    const bool masked = kind == TileKind::kMasked;
+    const std::int64_t rows = step_.schedule.queries[i].rows;
     counts.tiles.visited += 1;
     counts.tiles.full += masked ? 0 : 1;
-    counts.pairs += masked ? bits.pairs : queries.rows * keys_.rows;
-    float* ds = take_slot();
-    float* dp = o_.pairs ? x_.dp : ds;
-    weigh(bh, i, queries, masked ? &bits : nullptr, dp, ds);
-    add_to_keys(bh, i, queries, masked ? &bits : nullptr, dp);
-    if (masked && !packed_.finite) {
-      flush();
-      wait_for_turn(bh, h, i);
-      add_carefully(bh, queries, bits, ds);
-      progress(bh, i).store(static_cast<std::int32_t>(j_), std::memory_order_release);
-      return;
+    counts.pairs += masked ? bits.pairs : rows * keys_.rows;
+    if (masked) {
+      split(tile, bits);
+      clear_keys();
+    } else {
+      tile.parts[tile.count++] = {{0, rows}, {0, keys_.rows}};
     }
-    pending_[(begin_ + count_++) % kAhead] = {bh, h, i, queries, ds};
-  } else {
-    take_slot();
-    pending_[(begin_ + count_++) % kAhead] = {bh, h, i, {}, nullptr};
+    float* dp = o_.pairs ? x_.dp : tile.ds;
+    for (int n = 0; n < tile.count; ++n) {
+      weigh(tile, tile.parts[n], masked ? &bits : nullptr, dp);
+      add_to_keys(tile, tile.parts[n], masked ? &bits : nullptr, dp);
+    }
   }
+  if (masked && !packed_.finite) {
+    flush();
+    wait_for_turn(tile);
+    add_carefully(tile, bits);
+    progress(tile).store(static_cast<std::int32_t>(j_), std::memory_order_release);
+    return;
+  }
+  pending_[(begin_ + count_++) % kAhead] = tile;
   while (count_ > 0 && is_turn(pending_[begin_])) add_first();
+}
+
+/// The rows of a masked tile in groups, each as far as its own keys.
+void Task::split(Pending& tile, const TileBits& bits) const {
+  const std::int64_t all = step_.schedule.queries[tile.i].rows;
+  for (std::int64_t r = 0; r < all; r += kMaskedRows) {
+    const Range rows{r, std::min(r + kMaskedRows, all)};
+    const Range keys = visible_keys(bits, rows);
+    if (!keys.empty()) tile.parts[tile.count++] = {rows, keys};
+  }
 }
 
 /// A buffer for the next dS.
@@ -137,65 +151,95 @@ void Task::flush() {
 /// dQ += dS K for the tile that has waited longest.
 void Task::add_first() {
   const Pending& first = pending_[begin_];
-  wait_for_turn(first.bh, first.h, first.i);
-  if (first.ds != nullptr) add_to_queries(first.bh, first.tile, first.ds);
-  progress(first.bh, first.i).store(static_cast<std::int32_t>(j_), std::memory_order_release);
+  wait_for_turn(first);
+  for (int n = 0; n < first.count; ++n) add_to_queries(first, first.parts[n]);
+  progress(first).store(static_cast<std::int32_t>(j_), std::memory_order_release);
   begin_ = (begin_ + 1) % kAhead;
   --count_;
 }
 
-/// P and dS of one tile.
-void Task::weigh(std::int64_t bh, std::int64_t i, const Tile& tile, const TileBits* bits, float* dp,
-                 float* ds) {
-  const std::int64_t n = padded(keys_.rows);
-  const std::int64_t at = packed(bh, i);
-  k_.product({o_.pairs, w_.query.left + at * w_.query.left_size, w_.query.left_row, false,
-              packed_.keys_t, stride_, x_.s, stride_, tile.rows, n, o_.words(p_.head_dim), false,
-              w_.dout.left + at * w_.dout.left_size, w_.dout.left_size * 4});
-  k_.product({o_.pairs, w_.dout.left + at * w_.dout.left_size, w_.dout.left_row, false,
-              packed_.values_t, stride_, dp, stride_, tile.rows, n, o_.words(p_.value_dim), false,
-              dquery_of(bh, tile), tile.rows * padded(p_.head_dim) * 4});
-  const std::int64_t row = bh * step_.query.dim(1) + tile.row;
-  const Scoring scoring{step_.plan.scale(), step_.plan.soft_cap()};
-  k_.gradient({x_.s, dp, o_.pairs ? ds : nullptr, ds_row_, stride_, tile.rows, keys_.rows,
-               bits ? bits->bits : nullptr, bits ? bits->words : 0, scoring, w_.lse + row,
+/// P and dS. They lie in their tile, at rows and keys of the part.
+void Task::weigh(const Pending& tile, const Part& part, const TileBits* bits, float* dp) {
+  const Range rows = part.rows;
+  const Range keys = part.keys;
+  const std::int64_t m = rows.end - rows.begin;
+  const std::int64_t n = keys.end - keys.begin;
+  const std::int64_t at = rows.begin * stride_ + keys.begin;
+  const std::int64_t q = packed(tile);
+  const float* query = w_.query.left + q * w_.query.left_size + rows.begin * w_.query.left_row;
+  const float* dout = w_.dout.left + q * w_.dout.left_size + rows.begin * w_.dout.left_row;
+  k_.product({o_.pairs, query, w_.query.left_row, false, packed_.keys_t + keys.begin, stride_,
+              x_.s + at, stride_, m, padded(n), o_.words(p_.head_dim), false, dout,
+              m * w_.dout.left_row * 4});
+  k_.product({o_.pairs, dout, w_.dout.left_row, false, packed_.values_t + keys.begin, stride_,
+              dp + at, stride_, m, padded(n), o_.words(p_.value_dim), false,
+              dquery_of(tile, rows.begin), m * padded(p_.head_dim) * 4});
+  const std::int64_t row = row_of(tile, rows.begin);
+  const std::int64_t words = bits ? bits->words : 0;
+  const std::uint64_t* seen = bits ? bits->bits + rows.begin * words + keys.begin / 64 : nullptr;
+  float* ds = o_.pairs ? ds_of(tile, part) : nullptr;
+  k_.gradient({x_.s + at,
+               dp + at,
+               ds,
+               ds_row_,
+               stride_,
+               m,
+               n,
+               seen,
+               words,
+               {step_.plan.scale(), step_.plan.soft_cap()},
+               w_.lse + row,
                w_.delta + row});
 }
 
 /// dV += P^T dO, dK += dS^T Q.
-void Task::add_to_keys(std::int64_t bh, std::int64_t i, const Tile& tile, const TileBits* bits,
+void Task::add_to_keys(const Pending& tile, const Part& part, const TileBits* bits,
                        const float* dp) {
-  if (bits != nullptr) clear_keys();
-  const std::int64_t at = packed(bh, i);
-  add_transposed(x_.s, w_.dout.right + at * w_.dout.right_size, v_, tile.rows, p_.value_dim,
-                 x_.dvalue, bits, w_.dout.finite[at] != 0);
-  add_transposed(dp, w_.query.right + at * w_.query.right_size, d_, tile.rows, p_.head_dim, x_.dkey,
-                 bits, w_.query.finite[at] != 0);
+  const std::int64_t q = packed(tile);
+  const std::int64_t row = o_.words(part.rows.begin);
+  add_transposed(part, bits, x_.s, w_.dout.right + q * w_.dout.right_size + row * v_, v_,
+                 p_.value_dim, x_.dvalue, w_.dout.finite[q] != 0);
+  add_transposed(part, bits, dp, w_.query.right + q * w_.query.right_size + row * d_, d_,
+                 p_.head_dim, x_.dkey, w_.query.finite[q] != 0);
   empty_ = false;
 }
 
 /// out [N, columns] += weights^T x; the rows of x and out are `row` floats.
-void Task::add_transposed(const float* weights, const float* x, std::int64_t row, std::int64_t rows,
-                          std::int64_t columns, float* out, const TileBits* bits, bool finite) {
+void Task::add_transposed(const Part& part, const TileBits* bits, const float* weights,
+                          const float* x, std::int64_t row, std::int64_t columns, float* out,
+                          bool finite) {
+  const std::int64_t rows = part.rows.end - part.rows.begin;
+  const std::int64_t keys = part.keys.end - part.keys.begin;
+  weights += part.rows.begin * stride_ + part.keys.begin;
+  out += part.keys.begin * row;
   if (bits != nullptr && !finite) {
-    careful_product_transposed({o_.pairs, weights, stride_, bits->bits, bits->words, rows,
-                                keys_.rows, x, row, columns, out, row});
+    careful_product_transposed({o_.pairs, weights, stride_,
+                                bits->bits + part.rows.begin * bits->words + part.keys.begin / 64,
+                                bits->words, rows, keys, x, row, columns, out, row});
   } else {
     // Words of two rows lie in every other row.
-    k_.product({o_.pairs, weights, o_.pairs ? 2 * stride_ : stride_, true, x, row, out, row,
-                keys_.rows, padded(columns), o_.words(rows), !empty_});
+    k_.product({o_.pairs, weights, o_.pairs ? 2 * stride_ : stride_, true, x, row, out, row, keys,
+                padded(columns), o_.words(rows), !empty_});
   }
 }
 
-void Task::add_to_queries(std::int64_t bh, const Tile& tile, const float* ds) {
+void Task::add_to_queries(const Pending& tile, const Part& part) {
   const std::int64_t width = padded(p_.head_dim);
-  k_.product({o_.pairs, ds, ds_row_, false, packed_.keys, d_, dquery_of(bh, tile), width, tile.rows,
-              width, o_.words(keys_.rows), true});
+  k_.product({o_.pairs, ds_of(tile, part), ds_row_, false,
+              packed_.keys + o_.words(part.keys.begin) * d_, d_, dquery_of(tile, part.rows.begin),
+              width, part.rows.end - part.rows.begin, width,
+              o_.words(part.keys.end - part.keys.begin), true});
 }
 
-void Task::add_carefully(std::int64_t bh, const Tile& tile, const TileBits& bits, const float* ds) {
-  careful_product({o_.pairs, ds, ds_row_, bits.bits, bits.words, tile.rows, keys_.rows,
-                   packed_.keys, d_, p_.head_dim, dquery_of(bh, tile), padded(p_.head_dim)});
+void Task::add_carefully(const Pending& tile, const TileBits& bits) {
+  for (int n = 0; n < tile.count; ++n) {
+    const Part& part = tile.parts[n];
+    careful_product({o_.pairs, ds_of(tile, part), ds_row_,
+                     bits.bits + part.rows.begin * bits.words + part.keys.begin / 64, bits.words,
+                     part.rows.end - part.rows.begin, part.keys.end - part.keys.begin,
+                     packed_.keys + o_.words(part.keys.begin) * d_, d_, p_.head_dim,
+                     dquery_of(tile, part.rows.begin), padded(p_.head_dim)});
+  }
 }
 
 /// The key tile before this one that visits query tile i, or -1.
@@ -205,11 +249,11 @@ std::int64_t Task::before(std::int64_t h, std::int64_t i) const {
   return before;
 }
 
-/// Waits until the key tile before this one has added its part to query tile i.
-void Task::wait_for_turn(std::int64_t bh, std::int64_t h, std::int64_t i) {
-  const std::int64_t turn = before(h, i);
+/// Waits until the key tile before this one has added its part to a query tile.
+void Task::wait_for_turn(const Pending& tile) {
+  const std::int64_t turn = before(tile.h, tile.i);
   constexpr int kSpins = 200;  // then let a thread that lost its core run
-  for (int spin = 0; progress(bh, i).load(std::memory_order_acquire) != turn; ++spin) {
+  for (int spin = 0; progress(tile).load(std::memory_order_acquire) != turn; ++spin) {
     if (spin >= kSpins) std::this_thread::yield();
   }
 }

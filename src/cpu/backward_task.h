@@ -40,41 +40,54 @@ class Task {
   void run(PassCounts& counts);
 
  private:
-  /// dS of a query tile on its way to dQ; null: nothing to add, only its turn to pass on.
+  /// Rows of a query tile and the keys that they see.
+  struct Part {
+    Range rows, keys;
+  };
+
+  /// A query tile whose dS is on its way to dQ: all of it, or if masked what is seen. No parts:
+  /// nothing to add, only its turn to pass on.
   struct Pending {
     std::int64_t bh, h, i;
-    Tile tile;
-    const float* ds;
+    float* ds;
+    Part parts[ceil_div(TileBits::kMaxRows, kMaskedRows)];
+    int count;
   };
 
   PackedTile load_keys(const PackedBlock& block);
   void store_keys();
   void clear_keys();
   void attend(std::int64_t h, std::int64_t i, PassCounts& counts);
-  void weigh(std::int64_t bh, std::int64_t i, const Tile& tile, const TileBits* bits, float* dp,
-             float* ds);
-  void add_to_keys(std::int64_t bh, std::int64_t i, const Tile& tile, const TileBits* bits,
-                   const float* dp);
-  void add_transposed(const float* weights, const float* x, std::int64_t row, std::int64_t rows,
-                      std::int64_t columns, float* out, const TileBits* bits, bool finite);
+  void split(Pending& tile, const TileBits& bits) const;
+  void weigh(const Pending& tile, const Part& part, const TileBits* bits, float* dp);
+  void add_to_keys(const Pending& tile, const Part& part, const TileBits* bits, const float* dp);
+  void add_transposed(const Part& part, const TileBits* bits, const float* weights, const float* x,
+                      std::int64_t row, std::int64_t columns, float* out, bool finite);
   float* take_slot();
   void flush();
   void add_first();
-  void add_to_queries(std::int64_t bh, const Tile& tile, const float* ds);
-  void add_carefully(std::int64_t bh, const Tile& tile, const TileBits& bits, const float* ds);
+  void add_to_queries(const Pending& tile, const Part& part);
+  void add_carefully(const Pending& tile, const TileBits& bits);
   std::int64_t before(std::int64_t h, std::int64_t i) const;
-  void wait_for_turn(std::int64_t bh, std::int64_t h, std::int64_t i);
+  void wait_for_turn(const Pending& tile);
 
   /// Where a query tile is in PackedRows.
-  std::int64_t packed(std::int64_t bh, std::int64_t i) const {
-    return bh * step_.schedule.queries.count() + i;
+  std::int64_t packed(const Pending& tile) const {
+    return tile.bh * step_.schedule.queries.count() + tile.i;
   }
-  Progress& progress(std::int64_t bh, std::int64_t i) { return w_.progress[packed(bh, i)]; }
-  bool is_turn(const Pending& p) {
-    return progress(p.bh, p.i).load(std::memory_order_acquire) == before(p.h, p.i);
+  Progress& progress(const Pending& tile) { return w_.progress[packed(tile)]; }
+  bool is_turn(const Pending& tile) {
+    return progress(tile).load(std::memory_order_acquire) == before(tile.h, tile.i);
   }
-  float* dquery_of(std::int64_t bh, const Tile& tile) const {
-    return w_.dquery + (bh * step_.query.dim(1) + tile.row) * padded(p_.head_dim);
+  /// A row of dQ, and of lse and delta.
+  std::int64_t row_of(const Pending& tile, std::int64_t r) const {
+    return tile.bh * step_.query.dim(1) + step_.schedule.queries[tile.i].row + r;
+  }
+  float* ds_of(const Pending& tile, const Part& part) const {
+    return tile.ds + part.rows.begin * ds_row_ + o_.words(part.keys.begin);
+  }
+  float* dquery_of(const Pending& tile, std::int64_t r) const {
+    return w_.dquery + row_of(tile, r) * padded(p_.head_dim);
   }
 
   const BackwardStep& step_;

@@ -71,6 +71,9 @@ inline std::byte* element(const TensorView& v, std::int64_t at) {
   return static_cast<std::byte*>(v.data) + at * size_of(v.dtype);
 }
 
+/// Rows of a masked tile that are worked on together: each group goes as far as its own keys.
+inline constexpr std::int64_t kMaskedRows = 24;
+
 /// The keys that any of these rows of a masked tile sees: from a multiple of 64 to the last one.
 Range visible_keys(const TileBits& bits, Range rows);
 

@@ -8,13 +8,6 @@
 #include "merge.h"
 
 namespace ringattn::cpu {
-namespace {
-
-/// Rows of a masked tile that are worked on together: each group goes as far as its own keys.
-constexpr std::int64_t kMaskedRows = 24;
-
-}  // namespace
-
 Ahead PlaneKeys::ahead(std::int64_t j) const {
   const PackedTile next = tile(j);
   const std::int64_t bytes = (next.values - next.keys_t) * std::int64_t{sizeof(float)};
