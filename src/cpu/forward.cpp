@@ -78,37 +78,50 @@ Pieces carve(const Plan& plan, Carver& carver) {
 }
 
 /// How units are spread over tasks. A plane is a (batch row, kv head): its units share keys and
-/// values, all heads of the group for one query tile, then those for the next one. Late query tiles
-/// come first, as they are the longest under a causal mask, several a task; the last tasks are of
-/// one unit, so that no thread waits long for another at the end.
+/// values, all heads of the group for one query tile, then those for the next one. First come whole
+/// planes, if there are enough: their task packs the keys itself, and reads them while they are
+/// near. The units of the others are spread, several a task, late query tiles first, as they are
+/// the longest under a causal mask; the last tasks are of one unit, so that no thread waits long
+/// for another at the end.
 struct Tasks {
   std::int64_t group, planes, units;
-  std::int64_t single;  // of each plane's units
-  std::int64_t shared;  // tasks of a plane for the others
-  std::int64_t per_plane;
-  bool pack;  // a plane's only task packs its keys itself, to read them while they are near
+  std::int64_t whole = 0;  // planes
+  std::int64_t single;     // of each other plane's units
+  std::int64_t shared;     // tasks of a plane for the rest of them
 
   Tasks(const ForwardStep& step, int threads)
       : group(step.plan.problem().query_heads / step.plan.problem().kv_heads),
         planes(step.plan.problem().batch * step.plan.problem().kv_heads),
-        units(group * step.schedule.queries.count()),
-        single(threads > 1 && units > kUnits && planes > 0
-                   ? std::min(units / 2, ceil_div(3 * threads, planes))
-                   : 0),
-        shared(ceil_div(units - single, kUnits)) {
+        units(group * step.schedule.queries.count()) {
+    // Threads take the same number of whole planes, and spread at least two for each.
+    if (step.shared == nullptr) {
+      whole = threads == 1 ? planes : std::max<std::int64_t>(planes / threads - 2, 0) * threads;
+    }
+    const std::int64_t spread = planes - whole;
+    single = threads > 1 && units > kUnits && spread > 0
+                 ? std::min(units / 2, ceil_div(3 * threads, spread))
+                 : 0;
+    shared = ceil_div(units - single, kUnits);
     // Smaller tasks rather than threads without one at the end.
-    while (single == 0 && shared < units && planes * shared % threads != 0) ++shared;
-    per_plane = shared + single;
-    pack = per_plane == 1 && step.shared == nullptr;
+    while (single == 0 && shared < units && spread * shared % threads != 0) ++shared;
+    if (shared + single == 1 && step.shared == nullptr) whole = planes;
   }
-  std::int64_t count() const { return planes * per_plane; }
+  std::int64_t count() const { return whole + (planes - whole) * (shared + single); }
 
-  /// The units of a task, in even shares where there are several.
-  Range units_of(std::int64_t task) const {
-    const std::int64_t t = per_plane - 1 - task / planes;
-    if (t < single) return {t, t + 1};
+  /// A share of a plane's units.
+  struct Share {
+    std::int64_t plane;
+    Range units;
+  };
+  Share share_of(std::int64_t task) const {
+    if (task < whole) return {task, {0, units}};
+    const std::int64_t spread = planes - whole;
+    const std::int64_t plane = whole + (task - whole) % spread;
+    const std::int64_t t = shared + single - 1 - (task - whole) / spread;
+    if (t < single) return {plane, {t, t + 1}};
     const std::int64_t rest = units - single;
-    return {single + (t - single) * rest / shared, single + (t - single + 1) * rest / shared};
+    return {plane,
+            {single + (t - single) * rest / shared, single + (t - single + 1) * rest / shared}};
   }
 };
 
@@ -127,28 +140,18 @@ UnitScratch place_of(const ForwardStep& step, const Pieces& w, const UnitScratch
   return at;
 }
 
-/// A task: units of one plane past all of their key tiles.
-void run_task(const ForwardStep& step, const Pieces& w, const PackedBlock& block,
-              const Operands& operands, const Tasks& tasks, const Scratch& scratch,
-              std::int64_t worker, std::int64_t ticket, PassCounts& counts) {
-  const std::int64_t plane = ticket % tasks.planes;
-  const Range share = tasks.units_of(ticket);
-  const std::int64_t first = share.begin;
-  const std::int64_t key_tiles = step.schedule.keys.count();
-  PlaneKeys keys{block, step.shared != nullptr ? step.shared : w.packed, plane * key_tiles};
-  if (tasks.pack) {
-    keys.first = worker * key_tiles;
-    for (std::int64_t j = 0; j < key_tiles; ++j) {
-      block.pack(step, plane, j, w.packed, keys.first + j);
-    }
-  }
-  const std::int64_t count = share.end - share.begin;
+/// Units of a plane, at most kUnits, past all of their key tiles.
+void attend_keys(const ForwardStep& step, const Pieces& w, const Operands& operands,
+                 const Scratch& scratch, const PlaneKeys& keys, std::int64_t group,
+                 const Tasks::Share& share, PassCounts& counts) {
+  const std::int64_t first = share.units.begin;
+  const std::int64_t count = share.units.end - first;
   std::optional<Unit> units[kUnits];
   TileRanges ranges[kUnits];
   Range all[2] = {{INT64_MAX, 0}, {INT64_MAX, 0}};
   for (std::int64_t u = 0; u < count; ++u) {
-    const std::int64_t head = plane * tasks.group + (first + u) % tasks.group;
-    const std::int64_t i = (first + u) / tasks.group;
+    const std::int64_t head = share.plane * group + (first + u) % group;
+    const std::int64_t i = (first + u) / group;
     units[u].emplace(step, scratch.tile, place_of(step, w, scratch.units[u], head, i), operands,
                      keys, head, i, w.query != nullptr && step.continued);
     ranges[u] = units[u]->visited();
@@ -165,7 +168,7 @@ void run_task(const ForwardStep& step, const Pieces& w, const PackedBlock& block
         Ahead ahead;
         if (u == count - 1) {
           if (j + 1 < all[run].end) ahead = keys.ahead(j + 1);
-        } else if (j == all[run].begin) {
+        } else if (j == all[run].begin && w.state.acc != nullptr) {
           ahead = units[u + 1]->ahead();
         }
         units[u]->attend(j, ahead, counts);
@@ -173,6 +176,24 @@ void run_task(const ForwardStep& step, const Pieces& w, const PackedBlock& block
     }
   }
   for (std::int64_t u = 0; u < count; ++u) units[u]->finish();
+}
+
+void run_task(const ForwardStep& step, const Pieces& w, const PackedBlock& block,
+              const Operands& operands, const Tasks& tasks, const Scratch& scratch,
+              std::int64_t worker, std::int64_t ticket, PassCounts& counts) {
+  const Tasks::Share share = tasks.share_of(ticket);
+  const std::int64_t key_tiles = step.schedule.keys.count();
+  PlaneKeys keys{block, step.shared != nullptr ? step.shared : w.packed, share.plane * key_tiles};
+  if (ticket < tasks.whole) {  // threads have their own room in that of the whole planes
+    keys.first = worker * key_tiles;
+    for (std::int64_t j = 0; j < key_tiles; ++j) {
+      block.pack(step, share.plane, j, w.packed, keys.first + j);
+    }
+  }
+  for (std::int64_t end = share.units.end; end > share.units.begin; end -= kUnits) {
+    const std::int64_t begin = std::max(share.units.begin, end - kUnits);
+    attend_keys(step, w, operands, scratch, keys, tasks.group, {share.plane, {begin, end}}, counts);
+  }
 }
 
 }  // namespace
@@ -201,7 +222,7 @@ PassCounts forward(const ForwardStep& step) {
   }
   const Tasks tasks(step, step.executor.threads());
   const PackedBlock block(step.plan, Pass::kForward);
-  if (!tasks.pack && step.shared == nullptr) block.pack(step, w.packed);
+  if (step.shared == nullptr) block.pack(step, tasks.whole, w.packed);
   PassCounts counts = run_tickets(
       step.executor, tasks.count(), [&](std::int64_t worker, std::int64_t ticket, PassCounts& own) {
         Carver scratch(

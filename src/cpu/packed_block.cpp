@@ -65,11 +65,13 @@ void PackedBlock::pack(const StepContext& step, std::int64_t plane, std::int64_t
   at[finite_] = std::byte{finite};
 }
 
-void PackedBlock::pack(const StepContext& step, std::byte* at) const {
+void PackedBlock::pack(const StepContext& step, std::int64_t first, std::byte* at) const {
   const Problem& p = step.plan.problem();
   const std::int64_t count = step.schedule.keys.count();
-  step.executor.run(p.batch * p.kv_heads * count,
-                    [&](std::int64_t n) { pack(step, n / count, n % count, at, n); });
+  step.executor.run((p.batch * p.kv_heads - first) * count, [&](std::int64_t task) {
+    const std::int64_t n = first * count + task;
+    pack(step, n / count, n % count, at, n);
+  });
 }
 
 PackedTile PackedBlock::tile(const std::byte* at, std::int64_t n) const {

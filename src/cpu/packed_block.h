@@ -32,8 +32,8 @@ class PackedBlock {
   void pack(const StepContext& step, std::int64_t plane, std::int64_t j, std::byte* at,
             std::int64_t n) const;
 
-  /// Packs all tiles of the step's block: tile j of a plane is tile plane * tiles + j.
-  void pack(const StepContext& step, std::byte* at) const;
+  /// Packs the tiles of all planes from `first` on: tile j of a plane is tile plane * tiles + j.
+  void pack(const StepContext& step, std::int64_t first, std::byte* at) const;
 
   /// Tile n of `at`.
   PackedTile tile(const std::byte* at, std::int64_t n) const;
