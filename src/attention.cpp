@@ -85,8 +85,10 @@ struct RingAttention::Impl {
                     const Workspace& w) const;
   template <class Args>
   StepContext context(const Args& args, const PairSchedule& schedule, const KeyBlock& block,
-                      const Step& step, const Workspace& w, Stream stream);
-  void share_block(const ForwardArgs& args, PairSchedule& schedule, const Workspace& w,
+                      const Step& step, const Workspace& w, Stream stream,
+                      std::span<const std::byte> message = {});
+  template <class Args>
+  void share_block(Pass pass, const Args& args, PairSchedule& schedule, const Workspace& w,
                    Stream stream);
   PassCounts forward(const ForwardArgs& args, std::span<std::byte> given, Stream stream);
   PassCounts backward(const BackwardArgs& args, std::span<std::byte> given, Stream stream);
@@ -173,21 +175,25 @@ KeyBlock RingAttention::Impl::block_of(const Args& args, const Step& step,
 template <class Args>
 StepContext RingAttention::Impl::context(const Args& args, const PairSchedule& schedule,
                                          const KeyBlock& block, const Step& step,
-                                         const Workspace& w, Stream stream) {
-  return {plan,       schedule,    args.query,
-          block.key,  block.value, args.sinks.present() ? w.head_sinks : nullptr,
-          step.first, step.last,   w.backend,
-          *executor,  stream,      w.state,
-          !step.first};
+                                         const Workspace& w, Stream stream,
+                                         std::span<const std::byte> message) {
+  const std::byte* shared = nullptr;
+  if (!w.shared_block.empty()) shared = shared_block(step.offset == 0 ? w.own_block : message);
+  return {plan,        schedule,    args.query,
+          block.key,   block.value, args.sinks.present() ? w.head_sinks : nullptr,
+          step.first,  step.last,   w.backend,
+          *executor,   stream,      w.state,
+          !step.first, shared};
 }
 
 /// Before any peer receives this rank's block.
-void RingAttention::Impl::share_block(const ForwardArgs& args, PairSchedule& schedule,
+template <class Args>
+void RingAttention::Impl::share_block(Pass pass, const Args& args, PairSchedule& schedule,
                                       const Workspace& w, Stream stream) {
   if (w.shared_block.empty()) return;
   const KeyBlock own = own_block(plan, args.key, args.value, w);
   bind_keys(plan, plan.rank(), own, w, stream, schedule);
-  plan.backend().share_block(context(args, schedule, own, {}, w, stream), w.shared_block);
+  plan.backend().share_block(context(args, schedule, own, {}, w, stream), pass, w.shared_block);
 }
 
 PassCounts RingAttention::Impl::total(Pass pass, PassCounts counts, const Traffic& traffic) {
@@ -212,17 +218,14 @@ PassCounts RingAttention::Impl::forward(const ForwardArgs& args, std::span<std::
   TravellingBlocks blocks(ring, plan, w, stream);
   PassCounts counts;
   try {
-    share_block(args, schedule, w, stream);
+    share_block(Pass::kForward, args, schedule, w, stream);
     const Traffic traffic = run_ring(
         turn, blocks, nullptr,
         [&](const Step& step, std::span<const std::byte> message, std::span<std::byte>) {
           const KeyBlock block = block_of(args, step, message, w);
           bind_keys(plan, step.owner, block, w, stream, schedule);
-          ForwardStep now{context(args, schedule, block, step, w, stream), args.out, args.lse};
-          if (!w.shared_block.empty()) {
-            now.shared = shared_block(step.offset == 0 ? w.own_block : message);
-          }
-          counts += plan.backend().forward(now);
+          counts += plan.backend().forward(
+              {context(args, schedule, block, step, w, stream, message), args.out, args.lse});
         });
     return total(Pass::kForward, counts, traffic);
   } catch (const std::exception& error) {
@@ -245,16 +248,17 @@ PassCounts RingAttention::Impl::backward(const BackwardArgs& args, std::span<std
   Traffic traffic;
   const bool rounded = plan.world() == 1 && plan.backend().rounds_gradients();
   try {
+    share_block(Pass::kBackward, args, schedule, w, stream);
     traffic = run_ring(
         turn, blocks, &sums,
         [&](const Step& step, std::span<const std::byte> message, std::span<std::byte> part) {
           const KeyBlock block = block_of(args, step, message, w);
           bind_keys(plan, step.owner, block, w, stream, schedule);
           counts += plan.backend().backward(
-              {context(args, schedule, block, step, w, stream), args.out, args.lse, args.dout,
-               args.dlse, args.dquery, args.sinks.present() ? w.head_dsinks : nullptr, part.data(),
-               part.data() + plan.value_sums_offset(step.owner), rounded ? args.dkey : TensorView{},
-               rounded ? args.dvalue : TensorView{}});
+              {context(args, schedule, block, step, w, stream, message), args.out, args.lse,
+               args.dout, args.dlse, args.dquery, args.sinks.present() ? w.head_dsinks : nullptr,
+               part.data(), part.data() + plan.value_sums_offset(step.owner),
+               rounded ? args.dkey : TensorView{}, rounded ? args.dvalue : TensorView{}});
         });
   } catch (const std::exception& error) {
     ring.abort(error.what());

@@ -92,11 +92,11 @@ class Backend {
   virtual std::size_t state_bytes(const Plan&, Pass) const { return 0; }
 
   /// Bytes of what share_block() writes, the same for every rank; 0: this backend shares nothing.
-  virtual std::size_t shared_block_bytes(const Plan&) const { return 0; }
+  virtual std::size_t shared_block_bytes(const Plan&, Pass) const { return 0; }
 
-  /// Where ranks share memory: makes of the step's keys and values, once, by their owner, what
-  /// forward() of every rank wants to read.
-  virtual void share_block(const StepContext&, std::span<std::byte>) const {}
+  /// Where ranks share memory: makes of the step's keys and values, once, by their owner, what the
+  /// pass of every rank reads instead of them.
+  virtual void share_block(const StepContext&, Pass, std::span<std::byte>) const {}
 
   /// Visible pairs and tiles of this step (hops and bytes are the ring's); nothing where
   /// memory() is not the host's, as the work is only enqueued.

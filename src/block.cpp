@@ -25,7 +25,7 @@ void pack_own_block(const Plan& plan, const ConstTensorView& key, const ConstTen
                     const Workspace& workspace, Executor& executor, Stream stream) {
   const Memory& memory = plan.backend().memory();
   const BlockLayout layout = plan.block_layout(plan.rank());
-  if (plan.world() > 1) {
+  if (plan.world() > 1 && workspace.shared_block.empty()) {  // else nobody reads but that
     memory.pack(key, part(plan, workspace, layout.key), executor, stream);
     memory.pack(value, part(plan, workspace, layout.value), executor, stream);
   }

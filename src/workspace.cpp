@@ -60,8 +60,8 @@ Workspace carve_workspace(const Plan& plan, Pass pass, Carver& carver) {
   const BlockLayout own = plan.block_layout(plan.rank());
   // Alone, K and V are read where they lie; only ids and positions are copied.
   w.own_block = carver.take(ring ? own.bytes : own.bytes - own.ids);
-  if (plan.shares_blocks() && pass == Pass::kForward) {
-    w.shared_block = carver.take(plan.backend().shared_block_bytes(plan));
+  if (plan.shares_blocks()) {
+    w.shared_block = carver.take(plan.backend().shared_block_bytes(plan, pass));
   }
   if (ring) {
     w.table = carver.take(record_bytes(plan) * static_cast<std::size_t>(plan.world()));

@@ -61,7 +61,7 @@ struct Workspace {
 Workspace carve_workspace(const Plan& plan, Pass pass, Carver& carver);
 
 /// Backend::share_block() of a block's owner, by the block's message in a ring that hands over
-/// memory. Forward only.
+/// memory.
 inline const std::byte* shared_block(std::span<const std::byte> message) {
   return message.data() +
          (message.size() + Carver::kAlignment - 1) / Carver::kAlignment * Carver::kAlignment;

@@ -167,7 +167,8 @@ std::size_t formula(const Plan& plan, Pass pass, int threads) {
   if (pass == Pass::kForward) {
     if (ring) bytes += a64(heads * sq * (a16(v) + 2) * 4);
     const std::int64_t panels = p.batch * p.kv_heads * ((most + n - 1) / n);
-    bytes += a64(panels * d * odd(n) * 4) + a64(panels * odd(v) * n * 4) + a64(panels);
+    bytes += static_cast<std::size_t>(panels) * (a64(d * odd(n) * 4) + a64(odd(v) * n * 4) + 64);
+    if (ring) bytes += a64(heads * ((sq + m - 1) / m) * m * odd(d) * 4);
     bytes += t * (4 * (a64(m * odd(d) * 4) + a64(m * a16(v) * 4) + 2 * a64(m * 4)) +
                   a64(m * odd(n) * 4) + a64(m * 4));
   } else {
@@ -178,8 +179,10 @@ std::size_t formula(const Plan& plan, Pass pass, int threads) {
     const std::int64_t tiles = heads * ((sq + m - 1) / m);
     const std::int64_t rows = tiles * std::min(m, sq);
     bytes += a64(rows * odd(d) * 4) + a64(rows * odd(v) * 4) + 2 * a64(tiles);
-    bytes += t * (a64(d * odd(n) * 4) + a64(v * odd(n) * 4) + 2 * a64(n * odd(d) * 4) +
-                  a64(n * odd(v) * 4) + 5 * a64(m * odd(n) * 4));
+    const std::int64_t panels = p.batch * p.kv_heads * ((most + n - 1) / n);
+    const std::size_t panel = a64(d * odd(n) * 4) + a64(v * odd(n) * 4) + a64(n * odd(d) * 4) + 64;
+    bytes += ring ? static_cast<std::size_t>(panels) * panel : t * panel;
+    bytes += t * (a64(n * odd(d) * 4) + a64(n * odd(v) * 4) + 5 * a64(m * odd(n) * 4));
   }
   return bytes;
 }

@@ -6,6 +6,7 @@
 #include <mutex>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "comm/envelope.h"
 #include "ringattn/communicator.h"
@@ -33,12 +34,21 @@ struct Channel {
 /// What all ranks share. One mutex: a ring has few ranks, and few transfers per hop.
 struct Ring {
   Ring(int n, std::chrono::milliseconds limit)
-      : size(n), timeout(limit), left(static_cast<std::size_t>(n), 0) {}
+      : size(n),
+        timeout(limit),
+        changed(static_cast<std::size_t>(n)),
+        left(static_cast<std::size_t>(n), 0) {}
+
+  /// Something that `rank` may wait for has happened.
+  void notify(int rank) { changed[static_cast<std::size_t>(rank)].notify_all(); }
+  void notify_everybody() {
+    for (std::condition_variable& rank : changed) rank.notify_all();
+  }
 
   const int size;
   const std::chrono::milliseconds timeout;
   std::mutex mutex;
-  std::condition_variable changed;
+  std::vector<std::condition_variable> changed;     // each rank waits at its own
   std::map<std::pair<int, int>, Channel> channels;  // (from, to)
   std::vector<char> left;                           // ranks whose communicator is gone
   int failed_rank = -1;                             // the first to abort
@@ -59,7 +69,7 @@ class LocalCommunicator final : public Communicator {
       if (transfer.received != nullptr) transfer.received->released = true;
     }
     ring_->left[static_cast<std::size_t>(rank_)] = 1;
-    ring_->changed.notify_all();
+    ring_->notify_everybody();
   }
 
   int rank() const noexcept override { return rank_; }
@@ -77,7 +87,7 @@ class LocalCommunicator final : public Communicator {
       transfer.sent = std::make_shared<Message>(Message{
           out, envelope(rank_, cargo.hop, cargo.sent, channel.sent, out.size()), false, false});
       channel.waiting[channel.sent++] = transfer.sent;
-      ring_->changed.notify_all();
+      ring_->notify(transfer.to);
     }
     if (expected > 0) {
       transfer.from = peer(-offset);
@@ -109,14 +119,14 @@ class LocalCommunicator final : public Communicator {
     const Transfer transfer = transfers_.at(ticket);
     if (transfer.received != nullptr) {
       transfer.received->released = true;
-      ring_->changed.notify_all();
+      ring_->notify(transfer.from);
     }
     if (transfer.sent != nullptr) {
       Message& sent = *transfer.sent;
       until(lock, transfer.to, [&] { return sent.released; });
       // Aborted: a reader that has the pointer is computing and will give it back; one that has
       // not will never get it.
-      ring_->changed.wait(lock, [&] { return sent.released || !sent.taken; });
+      changed().wait(lock, [&] { return sent.released || !sent.taken; });
     }
     transfers_.erase(ticket);
     if (transfer.sent != nullptr && !transfer.sent->released) fail_if_aborted();
@@ -140,12 +150,14 @@ class LocalCommunicator final : public Communicator {
     return ((rank_ + offset) % ring_->size + ring_->size) % ring_->size;
   }
 
+  std::condition_variable& changed() { return ring_->changed[static_cast<std::size_t>(rank_)]; }
+
   /// Waits for `done`, which rank `other` brings about, or for an abort. A deadline missed, or a
   /// rank that has left without doing so, is an abort by this rank.
   template <class Done>
   void until(std::unique_lock<std::mutex>& lock, int other, Done done) {
     const auto gone = [&] { return ring_->left[static_cast<std::size_t>(other)] != 0; };
-    const bool in_time = ring_->changed.wait_for(
+    const bool in_time = changed().wait_for(
         lock, ring_->timeout, [&] { return done() || ring_->failed_rank >= 0 || gone(); });
     if (done() || ring_->failed_rank >= 0) return;
     const std::string whom = "rank " + std::to_string(other);
@@ -162,7 +174,7 @@ class LocalCommunicator final : public Communicator {
       } catch (...) {  // out of memory: the rank alone must do
       }
     }
-    ring_->changed.notify_all();
+    ring_->notify_everybody();
   }
 
   void fail_if_aborted() const {

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <string>
 
+#include "cpu/packed_block.h"
 #include "dtype.h"
 
 namespace ringattn {
@@ -160,12 +161,12 @@ std::size_t CpuBackend::state_bytes(const Plan& plan, Pass pass) const {
   return pass == Pass::kForward ? cpu::forward_state(plan) : cpu::backward_state(plan);
 }
 
-std::size_t CpuBackend::shared_block_bytes(const Plan& plan) const {
-  return cpu::shared_block_bytes(plan);
+std::size_t CpuBackend::shared_block_bytes(const Plan& plan, Pass pass) const {
+  return cpu::PackedBlock(plan, pass).bytes();
 }
 
-void CpuBackend::share_block(const StepContext& step, std::span<std::byte> to) const {
-  cpu::share_block(step, to);
+void CpuBackend::share_block(const StepContext& step, Pass pass, std::span<std::byte> to) const {
+  cpu::PackedBlock(step.plan, pass).pack(step, 0, to.data());
 }
 
 PassCounts CpuBackend::forward(const ForwardStep& step) const { return cpu::forward(step); }

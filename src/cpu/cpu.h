@@ -17,8 +17,8 @@ class CpuBackend final : public Backend {
   std::vector<std::string> instruction_sets() const override;
   std::size_t workspace_bytes(const Plan& plan, Pass pass) const override;
   std::size_t state_bytes(const Plan& plan, Pass pass) const override;
-  std::size_t shared_block_bytes(const Plan& plan) const override;
-  void share_block(const StepContext& step, std::span<std::byte> to) const override;
+  std::size_t shared_block_bytes(const Plan& plan, Pass pass) const override;
+  void share_block(const StepContext& step, Pass pass, std::span<std::byte> to) const override;
   PassCounts forward(const ForwardStep& step) const override;
   PassCounts backward(const BackwardStep& step) const override;
   void accumulate(std::byte* sum, const std::byte* part, std::int64_t n, Executor& executor,
@@ -39,8 +39,6 @@ std::size_t forward_workspace(const Plan& plan);
 std::size_t backward_workspace(const Plan& plan);
 std::size_t forward_state(const Plan& plan);
 std::size_t backward_state(const Plan& plan);
-std::size_t shared_block_bytes(const Plan& plan);
-void share_block(const StepContext& step, std::span<std::byte> to);
 PassCounts forward(const ForwardStep& step);
 PassCounts backward(const BackwardStep& step);
 
@@ -72,6 +70,9 @@ Format format_of(DType dtype);
 inline std::byte* element(const TensorView& v, std::int64_t at) {
   return static_cast<std::byte*>(v.data) + at * size_of(v.dtype);
 }
+
+/// Rows of a masked tile that are worked on together: each group goes as far as its own keys.
+inline constexpr std::int64_t kMaskedRows = 24;
 
 /// The keys that any of these rows of a masked tile sees: from a multiple of 64 to the last one.
 Range visible_keys(const TileBits& bits, Range rows);

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// A pool that several ranks of a ring may share: background threads, and at most one caller at a
-// time that helps with its own work, so that never more threads run than were asked for.
+// A pool that several ranks of a ring may share: background threads, and callers that help as long
+// as no more threads run than were asked for.
 #include <sched.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <list>
@@ -40,8 +41,8 @@ constexpr int kSpins = 1500;
 
 class ThreadPool final : public Executor {
  public:
-  explicit ThreadPool(int threads) {
-    for (int t = 1; t < threads; ++t) workers_.emplace_back([this] { work(); });
+  explicit ThreadPool(int threads) : threads_(threads) {
+    for (int t = 0; t < threads; ++t) workers_.emplace_back([this] { work(); });
   }
 
   ~ThreadPool() override {
@@ -57,7 +58,7 @@ class ThreadPool final : public Executor {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  int threads() const noexcept override { return static_cast<int>(workers_.size()) + 1; }
+  int threads() const noexcept override { return threads_; }
 
   void run(std::int64_t n, TaskRef task) override {
     if (n <= 0) return;
@@ -65,18 +66,16 @@ class ThreadPool final : public Executor {
     std::unique_lock lock(mutex_);
     const auto place = jobs_.insert(jobs_.end(), &job);
     posted_.fetch_add(1);
-    if ((n > 1 || helping_) && sleeping_ > 0) posted_work_.notify_all();
-    while (job.done < n) {
-      if (!helping_ && job.next < n) {
-        helping_ = true;
-        help(job, lock);
-        helping_ = false;
-        continue;
-      }
-      pass_on();
-      job.changed.wait(lock);
+    const std::int64_t free = threads_ - running_;
+    for (std::int64_t more = std::min({n, free, sleeping_ + 1}); more > 1; --more) {
+      posted_work_.notify_one();
     }
-    pass_on();
+    help(job, lock);
+    if (job.done < n && running_ < threads_) {  // otherwise somebody needs this core
+      spin(lock, [&] { return job.done == n; });
+      help(job, lock);
+    }
+    job.changed.wait(lock, [&] { return job.done == n; });
     jobs_.erase(place);
   }
 
@@ -85,60 +84,93 @@ class ThreadPool final : public Executor {
     TaskRef task;
     std::int64_t n;
     std::int64_t next;
-    std::int64_t done;
-    std::condition_variable changed;  // its caller waits here, and nobody else
+    std::atomic<std::int64_t> done;
+    std::condition_variable changed;  // its caller waits here for the end, and nobody else
+
+    std::int64_t at_work() const { return next - done; }
   };
 
-  /// Runs tasks of `job` until none is left to start. Called and left with the lock held.
-  void help(Job& job, std::unique_lock<std::mutex>& lock) {
-    while (job.next < job.n) {
-      const std::int64_t i = job.next++;
-      lock.unlock();
-      job.task(i);
-      lock.lock();
-      if (++job.done == job.n) job.changed.notify_one();
+  /// Runs the next task of `job`. Called and left with the lock held.
+  static void run_next(Job& job, std::unique_lock<std::mutex>& lock) {
+    const std::int64_t i = job.next++;
+    lock.unlock();
+    job.task(i);
+    lock.lock();
+    if (++job.done == job.n) job.changed.notify_one();
+  }
+
+  /// A caller runs its own tasks, then anybody's for as long as its own are under way elsewhere.
+  /// Whatever is left then goes to a thread of the pool, which stays where it runs: callers that
+  /// take turns would leave cores idle while they wake up.
+  void help(Job& own, std::unique_lock<std::mutex>& lock) {
+    if (running_ == threads_) return;
+    ++running_;
+    while (own.done < own.n) {
+      Job* job = own.next < own.n ? &own : startable();
+      if (job == nullptr) break;
+      run_next(*job, lock);
     }
+    if (startable() == nullptr) {
+      --running_;
+      return;
+    }
+    ++handed_over_;
+    posted_.fetch_add(1);
+    posted_work_.notify_one();
   }
 
-  /// A caller that does not help lets the first one that can.
-  void pass_on() {
-    if (helping_) return;
-    if (Job* job = startable()) job->changed.notify_one();
-  }
-
+  /// Of jobs that have tasks to start the one that fewest work on, the oldest of these: threads
+  /// apart share no caches and wait for nothing of each other's.
   Job* startable() {
+    Job* best = nullptr;
     for (Job* job : jobs_) {
-      if (job->next < job->n) return job;
+      if (job->next < job->n && (best == nullptr || job->at_work() < best->at_work())) best = job;
     }
-    return nullptr;
+    return best;
+  }
+
+  /// Waits a little for a new job, or `done`. Called and left with the lock held.
+  template <class Done>
+  void spin(std::unique_lock<std::mutex>& lock, const Done& done) {
+    const std::uint64_t seen = posted_.load();
+    lock.unlock();
+    for (int i = 0; i < kSpins && posted_.load(std::memory_order_relaxed) == seen && !done(); ++i) {
+      relax();
+    }
+    lock.lock();
   }
 
   void work() {
-    std::uint64_t seen = posted_.load();
     std::unique_lock lock(mutex_);
-    while (!stop_) {
-      if (Job* job = startable()) {
-        help(*job, lock);
-        continue;
-      }
-      seen = posted_.load();
-      lock.unlock();
-      for (int i = 0; i < kSpins && posted_.load(std::memory_order_relaxed) == seen; ++i) relax();
-      lock.lock();
+    const auto called = [&] {
+      return stop_ || handed_over_ > 0 || (running_ < threads_ && startable() != nullptr);
+    };
+    for (;;) {
+      if (!called()) spin(lock, [] { return false; });
       ++sleeping_;
-      posted_work_.wait(lock, [&] { return stop_ || startable() != nullptr; });
+      posted_work_.wait(lock, called);
       --sleeping_;
+      if (stop_) return;
+      if (handed_over_ > 0) {
+        --handed_over_;
+      } else {
+        ++running_;
+      }
+      while (Job* job = startable()) run_next(*job, lock);
+      --running_;
     }
   }
 
+  const int threads_;
   std::mutex mutex_;
   std::condition_variable posted_work_;  // workers wait here
-  int sleeping_ = 0;                     // that many
+  std::int64_t sleeping_ = 0;            // that many
+  std::int64_t running_ = 0;             // threads that run tasks, callers too: at most threads_
+  std::int64_t handed_over_ = 0;         // of these, places that a caller left to a worker
   std::list<Job*> jobs_;                 // in the order they came
-  std::vector<std::thread> workers_;
   std::atomic<std::uint64_t> posted_{0};
-  bool helping_ = false;  // a caller runs its own tasks
   bool stop_ = false;
+  std::vector<std::thread> workers_;  // last: they use all of the above
 };
 
 }  // namespace

@@ -72,6 +72,11 @@ TEST(EveryIsaAtTheEnds, ScoresOfTenThousandEitherWay) {
   }
 }
 
+/// Nine kv heads, eight query tiles each: three threads take three of them whole, share the others.
+TEST(EveryIsaAtTheEnds, WholePlanesBesideSpreadOnes) {
+  expect_right_everywhere(Bench("b3_sq60_h6x3_d16_causal_qb16_bwd"), {1});
+}
+
 TEST(EveryIsaAtTheEnds, RisingScoresMoveTheReferenceAtEveryTile) {
   Bench bench("sq100_sk700_h2_d16_bwd");
   change(bench.data.query, [](float x) { return std::fabs(x); });

@@ -54,6 +54,36 @@ TEST(ThreadPool, CallersThatShareItAllEndAndNeverExceedItsThreads) {
   }
 }
 
+/// Its last task is under way elsewhere: it does those of another caller, or leaves its place to a
+/// thread of the pool.
+TEST(ThreadPool, NoPlaceIsEmptyWhileACallerWaitsForItsOwnTasks) {
+  const auto pool = make_thread_pool(2);
+  const std::thread::id first = std::this_thread::get_id();
+  std::atomic<int> began{0};
+  std::atomic<int> others{0};
+  const auto reaches = [](const std::atomic<int>& count, int n) {
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+    while (count < n && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+    return count >= n;
+  };
+  std::thread second([&] {
+    reaches(began, 2);  // both places are taken
+    pool->run(6, [&](std::int64_t) { ++others; });
+  });
+  std::atomic<int> failures{0};
+  pool->run(2, [&](std::int64_t) {
+    ++began;
+    if (std::this_thread::get_id() == first) {
+      if (!reaches(began, 2)) ++failures;
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));  // until the second one waits
+    } else if (!reaches(others, 6)) {
+      ++failures;
+    }
+  });
+  second.join();
+  EXPECT_EQ(failures, 0);
+}
+
 /// taskset, cgroups' cpusets, mpirun --bind-to and numactl all show in the affinity.
 TEST(ThreadPool, HasAThreadForEachCoreThatItMayUseAndKeepsItThere) {
   cpu_set_t all;

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpu/packed_block.h"
+
+#include <algorithm>
+
+#include "workspace.h"
+
+namespace ringattn::cpu {
+namespace {
+
+std::size_t most_key_tiles(const Plan& plan, std::int64_t rows) {
+  std::int64_t most = 0;
+  for (int r = 0; r < plan.world(); ++r) {
+    most = std::max(most, Tiling{plan.key_rows(r), rows, nullptr}.count());
+  }
+  return static_cast<std::size_t>(plan.problem().batch * plan.problem().kv_heads * most);
+}
+
+float* floats(std::byte* at) { return reinterpret_cast<float*>(at); }
+const float* floats(const std::byte* at) { return reinterpret_cast<const float*>(at); }
+
+}  // namespace
+
+PackedBlock::PackedBlock(const Plan& plan, Pass pass)
+    : operands_(plan),
+      pass_(pass),
+      tile_rows_(plan.tiles(pass).keys),
+      tiles_(most_key_tiles(plan, tile_rows_)) {
+  const Problem& p = plan.problem();
+  const std::int64_t n = row_stride(tile_rows_);
+  const std::int64_t rows = operands_.words(tile_rows_);
+  Carver carver;
+  carver.take_array<float>(operands_.words(p.head_dim) * n);
+  second_ = carver.used();
+  carver.take_array<float>(pass == Pass::kForward ? rows * row_stride(p.value_dim)
+                                                  : operands_.words(p.value_dim) * n);
+  third_ = carver.used();
+  carver.take_array<float>(pass == Pass::kForward ? 0 : rows * row_stride(p.head_dim));
+  finite_ = carver.used();
+  carver.take(1);
+  tile_bytes_ = carver.used();
+}
+
+void PackedBlock::pack(const StepContext& step, std::int64_t plane, std::int64_t j, std::byte* at,
+                       std::int64_t n) const {
+  const Problem& p = step.plan.problem();
+  const Tile tile = step.schedule.keys[j];
+  const std::int64_t stride = row_stride(tile_rows_);
+  const auto widen = [&](const ConstTensorView& v, std::int64_t columns, std::byte* to,
+                         std::int64_t row) {
+    const auto* from =
+        static_cast<const std::byte*>(v.data) +
+        offset(v, plane / p.kv_heads, tile.row, plane % p.kv_heads) * size_of(v.dtype);
+    return Widen{false, operands_.format, from, v.stride(1), tile.rows, columns, floats(to), row};
+  };
+  at += static_cast<std::size_t>(n) * tile_bytes_;
+  operands_.right_transposed(widen(step.key, p.head_dim, at, stride));
+  bool finite = true;
+  if (pass_ == Pass::kForward) {
+    finite = operands_.right(widen(step.value, p.value_dim, at + second_, row_stride(p.value_dim)));
+  } else {
+    operands_.right_transposed(widen(step.value, p.value_dim, at + second_, stride));
+    finite = operands_.right(widen(step.key, p.head_dim, at + third_, row_stride(p.head_dim)));
+  }
+  at[finite_] = std::byte{finite};
+}
+
+void PackedBlock::pack(const StepContext& step, std::int64_t first, std::byte* at) const {
+  const Problem& p = step.plan.problem();
+  const std::int64_t count = step.schedule.keys.count();
+  step.executor.run((p.batch * p.kv_heads - first) * count, [&](std::int64_t task) {
+    const std::int64_t n = first * count + task;
+    pack(step, n / count, n % count, at, n);
+  });
+}
+
+PackedTile PackedBlock::tile(const std::byte* at, std::int64_t n) const {
+  at += static_cast<std::size_t>(n) * tile_bytes_;
+  return {floats(at), floats(at + second_), floats(at + second_), floats(at + third_),
+          at[finite_] != std::byte{0}};
+}
+
+}  // namespace ringattn::cpu

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// Keys and values of a block as products read them, tile by tile. In the workspace, or where the
+// block's owner shares it with ranks that share its memory: it is the same for every rank.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "backend.h"
+#include "cpu/cpu.h"
+
+namespace ringattn::cpu {
+
+/// A tile of N keys. Rows of N columns are row_stride(N of a whole tile) floats apart.
+struct PackedTile {
+  const float* keys_t;    // [D, stride of N]
+  const float* values;    // [N, stride of Dv], forward
+  const float* values_t;  // [Dv, stride of N], backward
+  const float* keys;      // [N, stride of D], backward
+  bool finite;            // all of what multiplies weights or their gradients is finite
+};
+
+class PackedBlock {
+ public:
+  PackedBlock(const Plan& plan, Pass pass);
+
+  /// Bytes of one tile, and of the largest shard's.
+  std::size_t tile_bytes() const { return tile_bytes_; }
+  std::size_t bytes() const { return tiles_ * tile_bytes_; }
+
+  /// Packs tile j of a plane, a (batch row, kv head), as tile n of `at`.
+  void pack(const StepContext& step, std::int64_t plane, std::int64_t j, std::byte* at,
+            std::int64_t n) const;
+
+  /// Packs the tiles of all planes from `first` on: tile j of a plane is tile plane * tiles + j.
+  void pack(const StepContext& step, std::int64_t first, std::byte* at) const;
+
+  /// Tile n of `at`.
+  PackedTile tile(const std::byte* at, std::int64_t n) const;
+
+ private:
+  const Operands operands_;
+  const Pass pass_;
+  std::int64_t tile_rows_;
+  std::size_t tiles_;
+  std::size_t second_ = 0;  // in a tile: values, or values_t
+  std::size_t third_ = 0;   // keys
+  std::size_t finite_ = 0;
+  std::size_t tile_bytes_ = 0;
+};
+
+}  // namespace ringattn::cpu
