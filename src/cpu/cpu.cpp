@@ -166,7 +166,7 @@ std::size_t CpuBackend::shared_block_bytes(const Plan& plan, Pass pass) const {
 }
 
 void CpuBackend::share_block(const StepContext& step, Pass pass, std::span<std::byte> to) const {
-  cpu::PackedBlock(step.plan, pass).pack(step, 0, to.data());
+  cpu::PackedBlock(step.plan, pass).pack(step, 0, to.data(), 0);
 }
 
 PassCounts CpuBackend::forward(const ForwardStep& step) const { return cpu::forward(step); }

@@ -35,6 +35,18 @@ struct Pieces {
   std::int64_t query_row, query_size;
 };
 
+/// Planes that one task takes whole, at least: threads take the same number of them, and spread at
+/// least two for each.
+std::int64_t whole_planes(std::int64_t planes, std::int64_t threads) {
+  return threads == 1 ? planes : std::max<std::int64_t>(planes / threads - 2, 0) * threads;
+}
+
+/// Planes whose packed keys have room, if so many are taken whole: a thread's whole ones have the
+/// same.
+std::int64_t rooms(std::int64_t planes, std::int64_t whole, std::int64_t threads) {
+  return std::min(whole, threads) + planes - whole;
+}
+
 Scratch carve_scratch(const Plan& plan, Carver& carver) {
   const TileShape tile = plan.tiles(Pass::kForward);
   const Problem& p = plan.problem();
@@ -68,7 +80,9 @@ Pieces carve(const Plan& plan, Carver& carver) {
     const Tiling queries{plan.query_rows(plan.rank()), tile.queries, nullptr};
     w.query = carver.take_array<float>(p.batch * p.query_heads * queries.count() * w.query_size);
   } else {
-    w.packed = carver.take(PackedBlock(plan, Pass::kForward).bytes()).data();
+    const std::int64_t planes = p.batch * p.kv_heads;
+    const std::int64_t n = rooms(planes, whole_planes(planes, threads(plan)), threads(plan));
+    w.packed = carver.take(PackedBlock(plan, Pass::kForward).bytes(n)).data();
   }
   Carver one;
   carve_scratch(plan, one);
@@ -88,15 +102,13 @@ struct Tasks {
   std::int64_t whole = 0;  // planes
   std::int64_t single;     // of each other plane's units
   std::int64_t shared;     // tasks of a plane for the rest of them
+  std::int64_t shift;  // of a plane that is not taken whole: its room is that far from its number
 
   Tasks(const ForwardStep& step, int threads)
       : group(step.plan.problem().query_heads / step.plan.problem().kv_heads),
         planes(step.plan.problem().batch * step.plan.problem().kv_heads),
         units(group * step.schedule.queries.count()) {
-    // Threads take the same number of whole planes, and spread at least two for each.
-    if (step.shared == nullptr) {
-      whole = threads == 1 ? planes : std::max<std::int64_t>(planes / threads - 2, 0) * threads;
-    }
+    if (step.shared == nullptr) whole = whole_planes(planes, threads);
     const std::int64_t spread = planes - whole;
     single = threads > 1 && units > kUnits && spread > 0
                  ? std::min(units / 2, ceil_div(3 * threads, spread))
@@ -105,6 +117,7 @@ struct Tasks {
     // Smaller tasks rather than threads without one at the end.
     while (single == 0 && shared < units && spread * shared % threads != 0) ++shared;
     if (shared + single == 1 && step.shared == nullptr) whole = planes;
+    shift = rooms(planes, whole, threads) - planes;
   }
   std::int64_t count() const { return whole + (planes - whole) * (shared + single); }
 
@@ -183,8 +196,10 @@ void run_task(const ForwardStep& step, const Pieces& w, const PackedBlock& block
               std::int64_t worker, std::int64_t ticket, PassCounts& counts) {
   const Tasks::Share share = tasks.share_of(ticket);
   const std::int64_t key_tiles = step.schedule.keys.count();
-  PlaneKeys keys{block, step.shared != nullptr ? step.shared : w.packed, share.plane * key_tiles};
-  if (ticket < tasks.whole) {  // threads have their own room in that of the whole planes
+  PlaneKeys keys = step.shared != nullptr
+                       ? PlaneKeys{block, step.shared, share.plane * key_tiles}
+                       : PlaneKeys{block, w.packed, (share.plane + tasks.shift) * key_tiles};
+  if (ticket < tasks.whole) {
     keys.first = worker * key_tiles;
     for (std::int64_t j = 0; j < key_tiles; ++j) {
       block.pack(step, share.plane, j, w.packed, keys.first + j);
@@ -222,7 +237,7 @@ PassCounts forward(const ForwardStep& step) {
   }
   const Tasks tasks(step, step.executor.threads());
   const PackedBlock block(step.plan, Pass::kForward);
-  if (step.shared == nullptr) block.pack(step, tasks.whole, w.packed);
+  if (step.shared == nullptr) block.pack(step, tasks.whole, w.packed, tasks.whole + tasks.shift);
   PassCounts counts = run_tickets(
       step.executor, tasks.count(), [&](std::int64_t worker, std::int64_t ticket, PassCounts& own) {
         Carver scratch(

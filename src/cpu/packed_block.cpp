@@ -8,12 +8,12 @@
 namespace ringattn::cpu {
 namespace {
 
-std::size_t most_key_tiles(const Plan& plan, std::int64_t rows) {
+std::int64_t most_key_tiles(const Plan& plan, std::int64_t rows) {
   std::int64_t most = 0;
   for (int r = 0; r < plan.world(); ++r) {
     most = std::max(most, Tiling{plan.key_rows(r), rows, nullptr}.count());
   }
-  return static_cast<std::size_t>(plan.problem().batch * plan.problem().kv_heads * most);
+  return most;
 }
 
 float* floats(std::byte* at) { return reinterpret_cast<float*>(at); }
@@ -25,6 +25,7 @@ PackedBlock::PackedBlock(const Plan& plan, Pass pass)
     : operands_(plan),
       pass_(pass),
       tile_rows_(plan.tiles(pass).keys),
+      planes_(plan.problem().batch * plan.problem().kv_heads),
       tiles_(most_key_tiles(plan, tile_rows_)) {
   const Problem& p = plan.problem();
   const std::int64_t n = row_stride(tile_rows_);
@@ -65,12 +66,11 @@ void PackedBlock::pack(const StepContext& step, std::int64_t plane, std::int64_t
   at[finite_] = std::byte{finite};
 }
 
-void PackedBlock::pack(const StepContext& step, std::int64_t first, std::byte* at) const {
-  const Problem& p = step.plan.problem();
+void PackedBlock::pack(const StepContext& step, std::int64_t first, std::byte* at,
+                       std::int64_t room) const {
   const std::int64_t count = step.schedule.keys.count();
-  step.executor.run((p.batch * p.kv_heads - first) * count, [&](std::int64_t task) {
-    const std::int64_t n = first * count + task;
-    pack(step, n / count, n % count, at, n);
+  step.executor.run((planes_ - first) * count, [&](std::int64_t n) {
+    pack(step, first + n / count, n % count, at, room * count + n);
   });
 }
 

@@ -24,16 +24,19 @@ class PackedBlock {
  public:
   PackedBlock(const Plan& plan, Pass pass);
 
-  /// Bytes of one tile, and of the largest shard's.
+  /// Bytes of one tile, and of planes of the largest shard: of some, or of all.
   std::size_t tile_bytes() const { return tile_bytes_; }
-  std::size_t bytes() const { return tiles_ * tile_bytes_; }
+  std::size_t bytes(std::int64_t planes) const {
+    return static_cast<std::size_t>(planes * tiles_) * tile_bytes_;
+  }
+  std::size_t bytes() const { return bytes(planes_); }
 
   /// Packs tile j of a plane, a (batch row, kv head), as tile n of `at`.
   void pack(const StepContext& step, std::int64_t plane, std::int64_t j, std::byte* at,
             std::int64_t n) const;
 
-  /// Packs the tiles of all planes from `first` on: tile j of a plane is tile plane * tiles + j.
-  void pack(const StepContext& step, std::int64_t first, std::byte* at) const;
+  /// Packs the tiles of all planes from `first` on: tile j of that is tile room * tiles + j.
+  void pack(const StepContext& step, std::int64_t first, std::byte* at, std::int64_t room) const;
 
   /// Tile n of `at`.
   PackedTile tile(const std::byte* at, std::int64_t n) const;
@@ -42,7 +45,8 @@ class PackedBlock {
   const Operands operands_;
   const Pass pass_;
   std::int64_t tile_rows_;
-  std::size_t tiles_;
+  std::int64_t planes_;     // (batch row, kv head)
+  std::int64_t tiles_;      // of a plane of the largest shard
   std::size_t second_ = 0;  // in a tile: values, or values_t
   std::size_t third_ = 0;   // keys
   std::size_t finite_ = 0;
