@@ -208,7 +208,14 @@ def test_a_ring_of_one_is_no_ring(mesh, kv_heads):
     parts = jax.jit(functools.partial(gradients, spread))(*map(jax.device_put, x, lie))
     for a, b in zip(whole, parts, strict=True):
         assert a.dtype == jnp.bfloat16
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        if kv_heads == 4:
+            np.testing.assert_array_equal(a, b)
+            continue
+        # Gradients of a shared head are sums over devices, in float32: in another order they may round
+        # to the neighbour in bfloat16, rarely.
+        np.testing.assert_allclose(a, b, rtol=2**-7, atol=0)
+        assert np.mean(a != b) < 0.01
 
 
 def test_what_the_package_holds(tmp_path):
