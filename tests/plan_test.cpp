@@ -135,7 +135,7 @@ TEST(Plan, FourMillionTokensPlanWithoutOverflow) {
 }
 
 /// docs/contract.md, "Memory", written out again independently.
-std::size_t formula(const Plan& plan, Pass pass, int threads) {
+std::size_t formula(const Plan& plan, Pass pass, int threads, bool share) {
   const Problem& p = plan.problem();
   const auto a64 = [](std::int64_t bytes) {
     return static_cast<std::size_t>((bytes + 63) / 64 * 64);
@@ -157,6 +157,10 @@ std::size_t formula(const Plan& plan, Pass pass, int threads) {
   std::size_t bytes = 0;
   if (ring)
     bytes += a64(p.batch * sk * p.kv_heads * d * w) + a64(p.batch * sk * p.kv_heads * v * w);
+  if (ring && !share) {
+    const std::int64_t extra = p.batch * most * p.kv_heads * w;
+    bytes += 2 * (a64(extra * d) + a64(extra * v));
+  }
   bytes += (record * static_cast<std::size_t>(plan.world()) + 63) / 64 * 64;
   const auto sums = [&](std::int64_t rows) {
     return a64(p.batch * rows * p.kv_heads * d * 4) + a64(p.batch * rows * p.kv_heads * v * 4);
@@ -166,14 +170,24 @@ std::size_t formula(const Plan& plan, Pass pass, int threads) {
   const auto t = static_cast<std::size_t>(threads);
   if (pass == Pass::kForward) {
     if (ring) bytes += a64(heads * sq * (a16(v) + 2) * 4);
-    const std::int64_t panels = p.batch * p.kv_heads * ((most + n - 1) / n);
+    std::int64_t planes = p.batch * p.kv_heads;
+    if (!ring || !share) {  // a thread's whole planes have one room
+      const std::int64_t whole = planes / threads - 2;
+      if (threads == 1) {
+        planes = 1;
+      } else if (whole > 0) {
+        planes -= (whole - 1) * threads;
+      }
+    }
+    const std::int64_t panels = planes * ((most + n - 1) / n);
     bytes += static_cast<std::size_t>(panels) * (a64(d * odd(n) * 4) + a64(odd(v) * n * 4) + 64);
-    if (ring) bytes += a64(heads * ((sq + m - 1) / m) * m * odd(d) * 4);
+    if (ring && share) bytes += a64(heads * ((sq + m - 1) / m) * m * odd(d) * 4);
     bytes += t * (4 * (a64(m * odd(d) * 4) + a64(m * a16(v) * 4) + 2 * a64(m * 4)) +
                   a64(m * odd(n) * 4) + a64(m * 4));
   } else {
     bytes += sums(sk);
     if (ring) bytes += 2 * sums(most);
+    if (ring && !share) bytes += sums(most) + 2 * sums(sk);
     bytes += a64(heads * sq * (a16(d) + 2) * 4);
     bytes += a64(heads * ((sq + m - 1) / m + 1) * 4);
     const std::int64_t tiles = heads * ((sq + m - 1) / m);
@@ -181,25 +195,32 @@ std::size_t formula(const Plan& plan, Pass pass, int threads) {
     bytes += a64(rows * odd(d) * 4) + a64(rows * odd(v) * 4) + 2 * a64(tiles);
     const std::int64_t panels = p.batch * p.kv_heads * ((most + n - 1) / n);
     const std::size_t panel = a64(d * odd(n) * 4) + a64(v * odd(n) * 4) + a64(n * odd(d) * 4) + 64;
-    bytes += ring ? static_cast<std::size_t>(panels) * panel : t * panel;
+    bytes += ring && share ? static_cast<std::size_t>(panels) * panel : t * panel;
     bytes += t * (a64(n * odd(d) * 4) + a64(n * odd(v) * 4) + 5 * a64(m * odd(n) * 4));
   }
   return bytes;
 }
 
 TEST(Plan, MemoryFollowsTheWrittenFormula) {
-  for (const int world : {1, 2, 5}) {
-    for (const std::int64_t seq : {0, 3, 100, 1000}) {
-      for (const Pass pass : {Pass::kForward, Pass::kBackward}) {
-        Problem p = problem_of(seq);
-        p.batch = 2;
-        p.head_dim = 20;
-        p.value_dim = 33;
-        Options o;
-        o.executor = make_thread_pool(3);
-        const Plan plan(p, o, world - 1, world, true);
-        EXPECT_EQ(plan.workspace_bytes(pass), formula(plan, pass, 3))
-            << "world " << world << " seq " << seq;
+  for (const int threads : {1, 3}) {
+    for (const int world : {1, 2, 5}) {
+      for (const std::int64_t seq : {0, 3, 100, 1000}) {
+        for (const std::int64_t batch : {2, 8}) {
+          for (const bool share : {true, false}) {
+            for (const Pass pass : {Pass::kForward, Pass::kBackward}) {
+              Problem p = problem_of(seq);
+              p.batch = batch;
+              p.head_dim = 20;
+              p.value_dim = 33;
+              Options o;
+              o.executor = make_thread_pool(threads);
+              const Plan plan(p, o, world - 1, world, share);
+              EXPECT_EQ(plan.workspace_bytes(pass), formula(plan, pass, threads, share))
+                  << "threads " << threads << " world " << world << " seq " << seq << " batch "
+                  << batch << " share " << share << (pass == Pass::kForward ? " fwd" : " bwd");
+            }
+          }
+        }
       }
     }
   }

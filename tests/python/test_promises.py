@@ -213,7 +213,7 @@ def test_a_ring_of_one_is_no_ring(mesh, kv_heads):
             np.testing.assert_array_equal(a, b)
             continue
         # Gradients of a shared head are sums over devices, in float32: in another order they may round
-        # to the neighbour in bfloat16, rarely.
+        # to the neighbour in bfloat16, rarely. Sums in bfloat16 would differ in half of the elements.
         np.testing.assert_allclose(a, b, rtol=2**-7, atol=0)
         assert np.mean(a != b) < 0.01
 

@@ -7,101 +7,14 @@
 
 #include "cuda/sm90/add_queries.cuh"
 #include "cuda/sm90/backward_layout.cuh"
+#include "cuda/sm90/fetch_backward.cuh"
 #include "cuda/sm90/gradient_rows.cuh"
-#include "cuda/sm90/padding.cuh"
 #include "cuda/sm90/persistent.cuh"
 #include "cuda/sm90/products.cuh"
 #include "cuda/sm90/softmax.cuh"
 #include "cuda/sm90/step_reader.cuh"
 
 namespace ringattn::cuda::sm90 {
-
-/// Copies keys and values of every block of own rows, and queries, gradients and statistics of
-/// every step, into shared memory.
-template <class T, int kDim>
-RINGATTN_DEVICE void fetch_backward(const BackwardParameters<T>& p, std::uint32_t base,
-                                    const typename BackwardLayout<kDim>::Steps& steps,
-                                    const CUtensorMap* query, const CUtensorMap* dout,
-                                    const CUtensorMap* key, const CUtensorMap* value) {
-  using Layout = BackwardLayout<kDim>;
-  const auto barrier = [&](int i) { return base + Layout::kBarriers + 8 * i; };
-  typename Layout::Steps::Ring ring;
-  Place<Layout::kShape.stages> stage;
-  int own_parity = 1;
-#pragma unroll 1
-  for (;; ring.advance()) {
-    ptx::wait(steps.full(ring.at), ring.parity);
-    const StepEntry e = steps.entry(ring.at);
-    ptx::arrive(steps.empty(ring.at));
-    if ((e.info & kEnd) != 0) return;
-    if ((e.info & kHasOthers) == 0) continue;
-    const int head = e.head_batch & 0xFFFF;
-    const int batch = e.head_batch >> 16;
-    const int tile =
-        query_tile<T, Layout::kQueries>(p, p.other_counts[0], e.other_row, e.head_batch);
-#pragma unroll 1
-    for (int step = 0; step < e.info >> kStepsShift; ++step) {
-      const int row = e.other_row + step * Layout::kQueries;
-      const std::uint32_t full = barrier(Layout::kQueryFull + stage.at);
-      ptx::wait(barrier(Layout::kQueryEmpty + stage.at), stage.parity ^ 1);
-      ptx::arrive_expecting(full, 2 * Layout::kQueryBytes + Layout::kStatisticsBytes);
-      const std::uint32_t to = base + Layout::kQuery + stage.at * Layout::kQueryBytes;
-#pragma unroll 1
-      for (int i = 0; i < Layout::kPanels; ++i) {
-        ptx::load_box(to + i * Layout::kQueries * 128, query, full, 64 * i, row, head, batch);
-      }
-#pragma unroll 1
-      for (int i = 0; i < Layout::kPanels; ++i) {
-        ptx::load_box(to + Layout::kDout - Layout::kQuery + i * Layout::kQueries * 128, dout, full,
-                      64 * i, row, head, batch);
-      }
-      ptx::load_bytes(
-          base + Layout::kStatistics + stage.at * Layout::kStatisticsBytes,
-          p.statistics + static_cast<std::int64_t>(tile + step) * (2 * Layout::kQueries),
-          Layout::kStatisticsBytes, full);
-      stage.advance();
-      if (step > 0 || (e.info & kFirst) == 0) continue;
-      ptx::wait(barrier(Layout::kKeyEmpty), own_parity);
-      own_parity ^= 1;
-      ptx::arrive_expecting(barrier(Layout::kKeyFull), 2 * Layout::kKeyBytes);
-#pragma unroll 1
-      for (int i = 0; i < Layout::kPanels; ++i) {
-        ptx::load_box(base + Layout::kKey + i * Layout::kRows * 128, key, barrier(Layout::kKeyFull),
-                      64 * i, e.own_row, head / p.group, batch);
-        ptx::load_box(base + Layout::kValue + i * Layout::kRows * 128, value,
-                      barrier(Layout::kKeyFull), 64 * i, e.own_row, head / p.group, batch);
-      }
-    }
-  }
-}
-
-/// Clears the padding of a masked step: of its queries and their gradients, of its keys unless
-/// those are the ones `cleared` last.
-template <class T, int kDim, int kThreads>
-RINGATTN_DEVICE void clear_step(const BackwardParameters<T>& p, std::uint32_t base,
-                                const BitsRequest& r, int thread, int& cleared) {
-  using Layout = BackwardLayout<kDim>;
-  const auto barrier = [&](int i) { return base + Layout::kBarriers + 8 * i; };
-  const auto clear = [&]<int kRows>(std::uint32_t tile, const ShardSegments& segments,
-                                    const Positions& positions, int row, int rows) {
-    clear_padding<Layout::kPanels, kRows, kThreads>(base + tile, segments, r.head_batch >> 16,
-                                                    positions.size(), row, rows, thread);
-  };
-  if (others_padded<false, Layout::kQueries>(p, r)) {
-    const StepStage<Layout::kShape.stages> stage(r.step_number);
-    ptx::wait(barrier(Layout::kQueryFull + stage.at), stage.parity);
-    for (int to : {Layout::kQuery, Layout::kDout}) {
-      clear.template operator()<Layout::kQueries>(
-          to + stage.at * Layout::kQueryBytes, p.schedule.query_segments,
-          p.schedule.queries.positions, r.other_row, r.columns);
-    }
-  }
-  if (cleared == r.own_number) return;
-  cleared = r.own_number;
-  ptx::wait(barrier(Layout::kKeyFull), static_cast<unsigned>(r.own_number) & 1U);
-  clear.template operator()<Layout::kRows>(Layout::kKey, p.schedule.key_segments,
-                                           p.schedule.keys.positions, r.own_row, r.rows);
-}
 
 /// What a warpgroup computes: all steps of all its rows.
 template <class T, int kDim, bool kCap, bool kInOrder>
@@ -156,7 +69,7 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
     return query_tile<T, kQueries>(p, p.other_counts[0], row, head_batch);
   };
   const auto next_step = [&] {
-    if (reader.todo == 1) {
+    if (reader.left == 1) {
       const StepEntry e = steps.entry(reader.ring.at);
       tile = tile_of(ptx::uniform(e.other_row), ptx::uniform(e.head_batch));
     } else {
@@ -348,7 +261,7 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
       ptx::wait(barrier(Layout::kKeyFull), own_parity);
       own_parity ^= 1;
       wait_queries();
-      reader.todo -= 2;
+      reader.left -= 2;
       issue_scores();
       issue_dweights();
       load_statistics(lse, 0, 0);
@@ -358,7 +271,7 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
       exponentiate(lse);
       differentiate(lse);
       int before = -1;
-      while (reader.todo != 0) {
+      while (reader.left != 0) {
         turn();
         issue_dquery(before >= 0);
         issue_dvalue();

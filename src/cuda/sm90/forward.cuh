@@ -6,6 +6,7 @@
 #pragma once
 
 #include "cuda/sm90/fetch.cuh"
+#include "cuda/sm90/find_bits.cuh"
 #include "cuda/sm90/layout.cuh"
 #include "cuda/sm90/padding.cuh"
 #include "cuda/sm90/persistent.cuh"
@@ -77,9 +78,9 @@ RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
   // What the current entry says, and what is left of it: twice its steps, plus 1 if another entry
   // of these rows follows.
   int info = 0;
-  int todo = 0;
+  int left = 0;
   const auto take_up = [&] {
-    todo = info >> kStepsShift << 1 | (info & kMore);
+    left = info >> kStepsShift << 1 | (info & kMore);
     if (lane == 0) ptx::arrive(steps.empty(ring.at));
     ring.advance();
   };
@@ -131,18 +132,18 @@ RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
       }
       taken_turn = false;
       wait_key();
-      if (todo == 1) {
+      if (left == 1) {
         next_entry();
         if ((info & kSkip << group) == 0) break;
       }
-      todo -= 2;
+      left -= 2;
       if ((info & kMaskedAny) != 0) leave_bits();
       wait_value();
       // Elsewhere wgmma keeps the warps of a group together; here one could miss a round.
       ptx::named_sync(1 + kShape.groups + group, 128);
       release_key();
       release_value();
-      if (todo == 0) return false;
+      if (left == 0) return false;
     }
     return true;
   };
@@ -152,8 +153,8 @@ RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
       __attribute__((always_inline)) {
     if constexpr (kTwoWeights) {
       wait_key();
-      if (todo == 1) next_entry();
-      todo -= 2;
+      if (left == 1) next_entry();
+      left -= 2;
       turn();
       issue_scores();
       wait_value();
@@ -167,8 +168,8 @@ RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
       turn();
       issue_gather(before);
       wait_key();
-      if (todo == 1) next_entry();
-      todo -= 2;
+      if (left == 1) next_entry();
+      left -= 2;
       issue_scores();
       pass_turn();
       ptx::wgmma_wait<1>();
@@ -179,7 +180,7 @@ RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
       ptx::pin(before);
       release_key();
     }
-    if (todo == 0) release_query();
+    if (left == 0) release_query();
     finish_scores();
     const bool raised = softmax.next(s, now, scale);
     if constexpr (kTwoWeights) {
@@ -222,22 +223,22 @@ RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
     } else {
       ptx::wait(barrier(Layout::kQueryFull), query_parity);
       wait_key();
-      todo -= 2;
+      left -= 2;
       issue_scores();
       ptx::wgmma_wait<0>();
       ptx::pin(s);
       release_key();
-      if (todo == 0) release_query();
+      if (left == 0) release_query();
       finish_scores();
       softmax.first(s, pa, scale);
       mine_of(now).load_acc(acc, softmax.factor0, softmax.factor1);
       if constexpr (kTwoWeights) {
         bool in_b = false;
         for (;;) {
-          if (todo == 0) break;
+          if (left == 0) break;
           step(pa, pb);
           in_b = true;
-          if (todo == 0) break;
+          if (left == 0) break;
           step(pb, pa);
           in_b = false;
         }
@@ -248,7 +249,7 @@ RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
           last_gather(pa);
         }
       } else {
-        while (todo != 0) step(pa, pa);
+        while (left != 0) step(pa, pa);
         wait_value();
         last_gather(pa);
       }

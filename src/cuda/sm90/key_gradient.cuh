@@ -5,6 +5,7 @@
 // other dK = dS' Q. One block per multiprocessor, alive until there are no more keys.
 #pragma once
 
+#include "cuda/sm90/find_bits.cuh"
 #include "cuda/sm90/gradient_rows.cuh"
 #include "cuda/sm90/padding.cuh"
 #include "cuda/sm90/persistent.cuh"
@@ -192,10 +193,10 @@ RINGATTN_DEVICE void gather_keys(const BackwardParameters<T>& p, std::uint32_t b
     if ((now.info & kHasOthers) != 0) {
       ptx::wait(barrier(Layout::kKeyFull), own_parity);
       own_parity ^= 1;
-      reader.todo -= 2;
+      reader.left -= 2;
       issue_tile();
       finish_tile();
-      while (reader.todo != 0) {
+      while (reader.left != 0) {
         issue_sum();
         const int leaving = Layout::kQueryEmpty + stage.at;
         stage.advance();

@@ -4,6 +4,7 @@
 // same from run to run. One block per multiprocessor, alive until there are no more rows.
 #pragma once
 
+#include "cuda/sm90/find_bits.cuh"
 #include "cuda/sm90/padding.cuh"
 #include "cuda/sm90/persistent.cuh"
 #include "cuda/sm90/products.cuh"
@@ -237,12 +238,12 @@ RINGATTN_DEVICE void gather_dquery(const BackwardParameters<T>& p, std::uint32_t
     if ((now.info & kHasOthers) != 0) {
       ptx::wait(barrier(Layout::kQueryFull), query_parity);
       query_parity ^= 1;
-      reader.todo -= 2;
+      reader.left -= 2;
       issue_scores();
       issue_dweights();
       exponentiate();
       differentiate();
-      while (reader.todo != 0) {
+      while (reader.left != 0) {
         issue_sum();
         const int leaving = Layout::kKeyEmpty + stage.at;
         stage.advance();

@@ -13,7 +13,7 @@ struct StepReader {
   typename Layout::Steps::Ring ring;
   typename Layout::Steps::Slots slots;
   int info = 0;  // of the current entry
-  int todo = 0;  // twice what is left of it, plus 1 if another entry of these rows follows
+  int left = 0;  // twice what is left of it, plus 1 if another entry of these rows follows
 
   RINGATTN_DEVICE explicit StepReader(const typename Layout::Steps& s) : steps(s) {}
 
@@ -31,8 +31,8 @@ struct StepReader {
   }
   /// To the next step of these rows. That its entry is there is known from its rows.
   RINGATTN_DEVICE void next() {
-    if (todo == 1) take_up(steps.info(ring.at));
-    todo -= 2;
+    if (left == 1) take_up(steps.info(ring.at));
+    left -= 2;
   }
   /// The words of bits of this thread's two rows, if some of this group's pairs are hidden.
   template <class Hide>
@@ -51,7 +51,7 @@ struct StepReader {
  private:
   RINGATTN_DEVICE void take_up(int entry) {
     info = ptx::uniform(entry);
-    todo = info >> kStepsShift << 1 | (info & kMore);
+    left = info >> kStepsShift << 1 | (info & kMore);
     if (threadIdx.x % 32 == 0) ptx::arrive(steps.empty(ring.at));
     ring.advance();
   }

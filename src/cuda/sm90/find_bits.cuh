@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+// The bits of masked tiles, by warps that find them while others compute.
+#pragma once
+
+#include "cuda/bits.cuh"
+#include "cuda/sm90/steps.cuh"
+
+namespace ringattn::cuda::sm90 {
+
+/// Segment ids as a lane of a warp sees them: of its own row, and of one of every 32 others. -1: no
+/// such row.
+template <bool kKeys>
+struct SegmentIds {
+  int mine, theirs[4];
+
+  RINGATTN_DEVICE SegmentIds(const PairSchedule& s, const BitsRequest& r, int row) {
+    const int lane = threadIdx.x % 32;
+    const int batch = r.head_batch >> 16;
+    const auto ids = [&](bool of_queries) {
+      const ShardSegments& side = of_queries ? s.query_segments : s.key_segments;
+      const Positions& rows = of_queries ? s.queries.positions : s.keys.positions;
+      return side.ids + batch * rows.size();
+    };
+    mine = row < r.rows ? ids(kKeys)[r.own_row + row] : -1;
+    const int* others = ids(!kKeys) + r.other_row + lane;
+#pragma unroll
+    for (int n = 0; n < 4; ++n) theirs[n] = 32 * n + lane < r.columns ? others[32 * n] : -1;
+  }
+
+  /// Which of the 32 others of word n have the id of this lane's own row.
+  RINGATTN_DEVICE std::uint32_t word(int n) const {
+    // Few different ones: documents are long.
+    std::uint32_t word = 0;
+    unsigned left = __ballot_sync(0xFFFFFFFFU, theirs[n] >= 0);
+#pragma unroll 1
+    while (left != 0) {
+      const int id = __shfl_sync(0xFFFFFFFFU, theirs[n], __ffs(static_cast<int>(left)) - 1);
+      const unsigned same = __ballot_sync(0xFFFFFFFFU, theirs[n] == id);
+      if (same_segment(mine, id)) word = same;
+      left &= ~same;
+    }
+    return word;
+  }
+};
+
+/// Is there anything to clear in the tile of others of a request?
+template <bool kKeys, int kColumns, class P>
+RINGATTN_DEVICE bool others_padded(const P& p, const BitsRequest& r) {
+  const ShardSegments& others = kKeys ? p.schedule.key_segments : p.schedule.query_segments;
+  return r.columns < kColumns ||
+         others.bounds[(r.head_batch >> 16) * p.other_tiles[1] + r.other_tile].padding;
+}
+
+/// By the warps that find bits: 4 words of 32 columns per own row, columns beyond the tile and rows
+/// beyond the block 0. With segment ids clear(request) comes before anyone learns the bits.
+template <bool kKeys, int kGroups, int kThreads, class P, class Shared, class Clear>
+RINGATTN_DEVICE void find_bits(const P& p, const Shared& shared, int thread, const Clear& clear) {
+  constexpr int kRows = kGroups * kGroupRows;
+  typename Shared::Slots slots;
+#pragma unroll 1
+  for (;; slots.advance()) {
+    ptx::wait(shared.wanted(slots.at), slots.parity);
+    const std::uint32_t from = shared.requests + sizeof(BitsRequest) * slots.at;
+    BitsRequest r;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r.own_row), "=r"(r.own_index), "=r"(r.rows), "=r"(r.other_tile)
+                 : "r"(from)
+                 : "memory");
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r.other_row), "=r"(r.other_index), "=r"(r.columns), "=r"(r.runs)
+                 : "r"(from + 16)
+                 : "memory");
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r.head_batch), "=r"(r.own_number), "=r"(r.step_number), "=r"(r.unused)
+                 : "r"(from + 32)
+                 : "memory");
+    if (r.rows == 0) return;
+    const std::uint32_t to = shared.bits + shared.bits_bytes * slots.at;
+#pragma unroll 1
+    for (int rows = thread / 32; rows < kRows / 32; rows += kThreads / 32) {
+      const int row = 32 * rows + thread % 32;
+      const auto store = [&](int n, std::uint32_t word) {
+        asm volatile("st.shared.u32 [%0], %1;" ::"r"(to + 16 * row + 4 * n), "r"(word) : "memory");
+      };
+      if (p.banded) {
+        const Band32 band = p.bands[r.runs & 1][r.runs >> 1];
+        const int shift = r.own_index + row - r.other_index;
+        const auto seen = [&](int n) {
+          return row < r.rows ? bit_range(max(shift + band.begin - 32 * n, 0),
+                                          min(shift + band.end, r.columns) - 32 * n)
+                              : 0;
+        };
+        if (p.segmented) {
+          const SegmentIds<kKeys> ids(p.schedule, r, row);
+#pragma unroll
+          for (int n = 0; n < 4; ++n) store(n, seen(n) & ids.word(n));
+        } else {
+#pragma unroll
+          for (int n = 0; n < 4; ++n) store(n, seen(n));
+        }
+        continue;
+      }
+      const Tiling& others = kKeys ? p.schedule.keys : p.schedule.queries;
+#pragma unroll 1
+      for (int n = 0; n < 4; ++n) {
+        const int columns = min(r.columns - 32 * n, 32);
+        store(n, row < r.rows && columns > 0
+                     ? visible_word<kKeys>(p.schedule, r.head_batch >> 16, r.head_batch & 0xFFFF,
+                                           r.own_row + row, others[r.other_tile], 32 * n, columns)
+                     : 0);
+      }
+    }
+    if (p.segmented) clear(r);
+    __syncwarp();
+    if (thread % 32 == 0) ptx::arrive(shared.bits_full(slots.at));
+  }
+}
+
+}  // namespace ringattn::cuda::sm90
