@@ -28,22 +28,44 @@ struct KeyGradientLayout {
   static constexpr int kBytes = kScratch + Shape::kThreads / 32 * kWarpScratch;
 };
 
-/// Barriers: of all warps, of the one half or the other, and from 3 on of pairs.
-constexpr int kAllWarps = 0;
+/// Barriers of the one half of the warps or the other. Number 0 is that of __syncthreads, at which
+/// all threads must be at the same place.
 constexpr int kHalfOfWarps = 1;
 constexpr int kOtherHalf = 2;
-constexpr int kFirstPair = 3;
 template <int kThreads>
 __device__ void meet(int barrier) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(kThreads) : "memory");
 }
-/// One warp of a pair has written what the other awaits.
-__device__ inline void announce(int pair) {
-  asm volatile("bar.arrive %0, 64;" ::"r"(kFirstPair + pair) : "memory");
-}
-__device__ inline void await(int pair) {
-  asm volatile("bar.sync %0, 64;" ::"r"(kFirstPair + pair) : "memory");
-}
+
+/// A barrier in shared memory, for those who come to it from different places.
+class Meeting {
+ public:
+  /// By one thread, before the block's first __syncthreads.
+  __device__ void init(int threads) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(address()), "r"(threads) : "memory");
+  }
+  __device__ void arrive() {
+    asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(address()) : "memory");
+  }
+  /// For all to have come in the current round; of the first one the parity is 0.
+  __device__ void wait(int parity) {
+    unsigned all = 0;
+    while (all == 0) {
+      asm volatile(
+          "{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; "
+          "selp.u32 %0, 1, 0, p; }"
+          : "=r"(all)
+          : "r"(address()), "r"(parity)
+          : "memory");
+    }
+  }
+
+ private:
+  __device__ std::uint32_t address() const {
+    return static_cast<std::uint32_t>(__cvta_generic_to_shared(&barrier_));
+  }
+  std::uint64_t barrier_;
+};
 
 /// Where this lane's four numbers of tile (m, n) of a fragment lie: 16 bytes a lane at a time.
 template <int kColumns>
@@ -172,6 +194,8 @@ struct KeyGradientShared {
   const T* query;    // of the head
   const T* dout;     // of the head
   std::int64_t row;  // of the head's lse and delta
+  Meeting all_warps;
+  Meeting weights[Shape::kPairs];  // written by one warp of a pair, awaited by the other
 };
 
 /// What one half of the warps does: gathers dK (kKeys) or dV into acc.
@@ -222,6 +246,12 @@ __device__ void gather(const BackwardParameters<T>& p, KeyGradientShared<T, kDim
     copy_number((kKeys ? delta(stage) : lse(stage)) + c * 4, from + (c < at.rows ? c : 0),
                 c < at.rows);
   };
+  // Rounds of a head, which all have an even number of them: the parity of the next one needs no
+  // register.
+  const auto meet_all = [&](int round) {
+    shared.all_warps.arrive();
+    shared.all_warps.wait(round % 2);
+  };
 
   for (int h = mine.head * p.group; h < (mine.head + 1) * p.group; ++h) {
     // By the half that has the registers.
@@ -238,7 +268,7 @@ __device__ void gather(const BackwardParameters<T>& p, KeyGradientShared<T, kDim
       shared.row = (static_cast<std::int64_t>(mine.batch) * p.heads + h) *
                    p.schedule.queries.positions.size();
     }
-    meet<kThreads>(kAllWarps);
+    meet_all(0);
     if (pieces[0].rows > 0) {
       load(pieces[0], 0);
       find(pieces[0], 0);
@@ -250,7 +280,8 @@ __device__ void gather(const BackwardParameters<T>& p, KeyGradientShared<T, kDim
       meet<kHalf>(kHalfOfWarps);
       Product<T>::template transposed<kBlocks>(s, left_factor(own), queries(0));
     }
-    for (int turn = 0; pieces[turn % 4].rows > 0; ++turn) {
+    int turn = 0;
+    for (; pieces[turn % 4].rows > 0; ++turn) {
       const Piece& piece = pieces[turn % 4];
       const Piece& next = pieces[(turn + 1) % 4];
       const int stage = turn % 2;
@@ -260,7 +291,7 @@ __device__ void gather(const BackwardParameters<T>& p, KeyGradientShared<T, kDim
         hide<kBlocks, kColumns>(s, piece, row, shared.bits[turn % 2], 0.0F);
       };
       wait_copies<0>();
-      meet<kThreads>(kAllWarps);
+      meet_all(turn + 1);
       const bool more = next.rows > 0;  // known since this meeting only
       if (more) load(next, stage ^ 1);
       commit_copies();
@@ -269,7 +300,7 @@ __device__ void gather(const BackwardParameters<T>& p, KeyGradientShared<T, kDim
           shared.walk.pieces[(turn + 2) % 4] = shared.walk.next(p.schedule);
         }
         Product<T>::template transposed<kBlocks>(s, left_factor(own), douts(stage));
-        await(pair);
+        shared.weights[thread_number() / 32 % Shape::kPairs].wait(turn % 2);
         differentiate<kBlocks, kColumns>(s, weights(), delta(stage));
         hide_pairs();
         if (piece.masked) {  // a query that is not finite has made dS NaN where it sees
@@ -290,7 +321,7 @@ __device__ void gather(const BackwardParameters<T>& p, KeyGradientShared<T, kDim
         } else {
           find_weights<true, T, kBlocks, kColumns>(s, scoring, lse(stage), weights());
         }
-        announce(pair);
+        shared.weights[thread_number() / 32 % Shape::kPairs].arrive();
         hide_pairs();
         Product<T>::template times<kBlocks>(acc, s, douts(stage), scratch);
         if constexpr (Shape::kAhead) {  // those who wait for the next weights have them soon
@@ -302,7 +333,15 @@ __device__ void gather(const BackwardParameters<T>& p, KeyGradientShared<T, kDim
         }
       }
     }
-    meet<kThreads>(kAllWarps);
+    meet_all(turn + 1);
+    if (turn % 2 != 0) {
+      meet_all(turn);
+      if constexpr (kKeys) {
+        shared.weights[thread_number() / 32 % Shape::kPairs].wait(1);
+      } else {
+        shared.weights[thread_number() / 32 % Shape::kPairs].arrive();
+      }
+    }
   }
 }
 
@@ -315,6 +354,8 @@ __global__ void __launch_bounds__(KeyGradientShape<T, kDim>::kThreads, 1)
   const auto base = static_cast<std::uint32_t>(__cvta_generic_to_shared(memory));
   if (threadIdx.x == 0) {
     shared.mine = RowBlock<Shape::kRows, false>::mine(p.schedule.keys, p.heads / p.group);
+    shared.all_warps.init(Shape::kThreads);
+    for (Meeting& written : shared.weights) written.init(32);
   }
   __syncthreads();
   if (shared.mine.rows <= 0) return;
