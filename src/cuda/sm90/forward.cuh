@@ -101,6 +101,9 @@ RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
     take_up();
     return e;
   };
+  // Of others' pairs too: who left a slot before it is filled could leave it twice in a round, once
+  // in place of a group that still reads it.
+  const auto wait_bits = [&] { ptx::wait(steps.bits_full(slots.at), slots.parity); };
   const auto leave_bits = [&] {
     if (lane == 0) ptx::arrive(steps.bits_empty(slots.at));
     slots.advance();
@@ -109,8 +112,8 @@ RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
   const auto finish_scores = [&]() __attribute__((always_inline)) {
     if constexpr (kCap) soft_cap<T>(s, p.score_scale, p.log2_cap);
     if ((info & kMaskedAny) != 0) {
+      wait_bits();
       if ((info & kMasked << group) != 0) {
-        ptx::wait(steps.bits_full(slots.at), slots.parity);
         const std::uint32_t from = steps.bits + steps.bits_bytes * slots.at + 16 * warp_row;
         hide(s, load_words(from), load_words(from + 128), -kInfinity<float>);
       }

@@ -38,8 +38,10 @@ struct StepReader {
   template <class Hide>
   RINGATTN_DEVICE void hide(int group, int own_row, const Hide& hide) {
     if ((info & kMaskedAny) == 0) return;
+    // Of others' pairs too: who left a slot before it is filled could leave it twice in a round,
+    // once in place of a group that still reads it.
+    ptx::wait(steps.bits_full(slots.at), slots.parity);
     if ((info & kMasked << group) != 0) {
-      ptx::wait(steps.bits_full(slots.at), slots.parity);
       const std::uint32_t from = steps.bits + steps.bits_bytes * slots.at + 16 * own_row;
       hide(load_words(from), load_words(from + 128));
     }
