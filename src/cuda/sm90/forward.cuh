@@ -140,7 +140,10 @@ RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
         if ((info & kSkip << group) == 0) break;
       }
       left -= 2;
-      if ((info & kMaskedAny) != 0) leave_bits();
+      if ((info & kMaskedAny) != 0) {
+        wait_bits();
+        leave_bits();
+      }
       wait_value();
       // Elsewhere wgmma keeps the warps of a group together; here one could miss a round.
       ptx::named_sync(1 + kShape.groups + group, 128);
@@ -221,9 +224,9 @@ RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
         release_query();
       }
     }
-    if (!seen) {
-      mine_of(now).load_acc(acc, 1.0F, 1.0F);
-    } else {
+    // Read before it is wanted: on its way during the first scores and their softmax.
+    mine_of(now).load_acc(acc);
+    if (seen) {
       ptx::wait(barrier(Layout::kQueryFull), query_parity);
       wait_key();
       left -= 2;
@@ -234,7 +237,10 @@ RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
       if (left == 0) release_query();
       finish_scores();
       softmax.first(s, pa, scale);
-      mine_of(now).load_acc(acc, softmax.factor0, softmax.factor1);
+      const bool raised = (softmax.factor0 != 1.0F) | (softmax.factor1 != 1.0F);
+      if (!p.first && __any_sync(0xFFFFFFFFU, raised) != 0) {
+        rescale(acc, softmax.factor0, softmax.factor1);
+      }
       if constexpr (kTwoWeights) {
         bool in_b = false;
         for (;;) {

@@ -53,6 +53,11 @@ Traversal traverse(const PairSchedule& s, int batch, int heads, int group, std::
     p.own_counts[i] = static_cast<int>(own.runs[i].count);
     p.other_counts[i] = static_cast<int>(others.runs[i].count);
     p.own_blocks[i] = static_cast<int>(ceil_div(p.own_counts[i], groups * kGroupRows));
+    // Rather a few blocks of fewer warpgroups than one of a single one: it would find nobody to
+    // compute with. The first ones, because under a causal mask they see least.
+    const int missing =
+        p.own_blocks[i] * groups - static_cast<int>(ceil_div(p.own_counts[i], kGroupRows));
+    p.short_blocks[i] = forward ? std::min(missing, p.own_blocks[i]) : 0;
     for (int j = 0; p.banded && j < 2; ++j) {
       if (forward) {
         const Band b = band(s.mask, queries.runs[i], keys.runs[j], keys.stride);

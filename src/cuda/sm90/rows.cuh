@@ -20,40 +20,26 @@ RINGATTN_DEVICE void rescale(float (&acc)[kCount], float factor0, float factor1)
 }
 
 /// Rounds a thread's part of two rows, `to` and 8 further on, of which `valid` lie at or after the
-/// first; value(i): element i as wgmma.cuh numbers them. The four threads of a row exchange 2 x 2
-/// blocks, so that each has 8 neighbouring columns.
+/// first; value(i): element i as wgmma.cuh numbers them. Neighbouring threads exchange halves of
+/// two groups of 8 columns, so that each has 4 neighbouring columns and a row of a warp's store is
+/// a sector.
 template <class T, int kDim, class Value>
 RINGATTN_DEVICE void store_rows(T* to, std::int64_t stride, int valid, int dim,
                                 const Value& value) {
-  const int column = 2 * (threadIdx.x % 4);
-  const bool odd = (column & 2) != 0;
-  const bool late = (column & 4) != 0;
-  to += column * 4;
+  const bool odd = threadIdx.x % 2 != 0;
+  to += (odd ? 8 : 0) + 2 * (threadIdx.x & 2);
+  dim -= odd ? 8 : 0;
 #pragma unroll
-  for (int g = 0; g < kDim / 32; ++g) {
+  for (int column = 0; column < kDim; column += 16) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      std::uint32_t w[4];
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        const int at = (4 * g + k) * 4 + 2 * half;
-        w[k] = ptx::pack<T>(value(at), value(at + 1));
-      }
-#pragma unroll
-      for (int k = 0; k < 4; k += 2) {
-        const std::uint32_t x = __shfl_xor_sync(0xFFFFFFFFU, odd ? w[k] : w[k + 1], 1);
-        w[k] = odd ? x : w[k];
-        w[k + 1] = odd ? w[k + 1] : x;
-      }
-#pragma unroll
-      for (int k = 0; k < 2; ++k) {
-        const std::uint32_t x = __shfl_xor_sync(0xFFFFFFFFU, late ? w[k] : w[k + 2], 2);
-        w[k] = late ? x : w[k];
-        w[k + 2] = late ? w[k + 2] : x;
-      }
-      if (valid > 8 * half && 32 * g + 4 * column < dim) {
-        *reinterpret_cast<uint4*>(to + 8 * half * stride + 32 * g) =
-            make_uint4(w[0], w[1], w[2], w[3]);
+      const int at = column / 2 + 2 * half;
+      const std::uint32_t early = ptx::pack<T>(value(at), value(at + 1));
+      const std::uint32_t late = ptx::pack<T>(value(at + 4), value(at + 5));
+      const std::uint32_t other = __shfl_xor_sync(0xFFFFFFFFU, odd ? early : late, 1);
+      if (valid > 8 * half && column < dim) {
+        *reinterpret_cast<uint2*>(to + 8 * half * stride + column) =
+            make_uint2(odd ? other : early, odd ? late : other);
       }
     }
   }
@@ -93,7 +79,7 @@ struct Mine {
     }
   }
 
-  RINGATTN_DEVICE void load_acc(float (&acc)[kDim / 2], float factor0, float factor1) const {
+  RINGATTN_DEVICE void load_acc(float (&acc)[kDim / 2]) const {
     if (p.first) {
 #pragma unroll
       for (int i = 0; i < kDim / 2; ++i) acc[i] = 0.0F;
@@ -109,10 +95,10 @@ struct Mine {
       if (inside && valid > 8) {
         b = __ldcs(reinterpret_cast<const float2*>(from + 8 * p.value_dim + 8 * n));
       }
-      acc[4 * n] = a.x * factor0;
-      acc[4 * n + 1] = a.y * factor0;
-      acc[4 * n + 2] = b.x * factor1;
-      acc[4 * n + 3] = b.y * factor1;
+      acc[4 * n] = a.x;
+      acc[4 * n + 1] = a.y;
+      acc[4 * n + 2] = b.x;
+      acc[4 * n + 3] = b.y;
     }
   }
 
@@ -122,8 +108,8 @@ struct Mine {
     const float sum0 = quad_sum(softmax.sum0);
     const float sum1 = quad_sum(softmax.sum1);
     // What was gathered belongs to packed weights, lse and the state to exact ones.
-    const float exact0 = sum0 / (sum0 + quad_sum(softmax.lost0));
-    const float exact1 = sum1 / (sum1 + quad_sum(softmax.lost1));
+    const float exact0 = __fdividef(sum0, sum0 + quad_sum(softmax.lost0));
+    const float exact1 = __fdividef(sum1, sum1 + quad_sum(softmax.lost1));
     if (!p.last) {
       rescale(acc, sum0 > 0.0F ? exact0 : 1.0F, sum1 > 0.0F ? exact1 : 1.0F);
       store_state(acc, softmax.top0, softmax.top1, sum0, sum1);
@@ -132,18 +118,26 @@ struct Mine {
     const float sink = p.sinks == nullptr ? -kInfinity<float> : static_cast<float>(p.sinks[head]);
     RowResult<float> r0 = finish(softmax.top0 * kLn2, sum0, sink);
     RowResult<float> r1 = finish(softmax.top1 * kLn2, sum1, sink);
-    r0.factor *= exact0;
-    r1.factor *= exact1;
+    r0.factor = r0.zero ? 0.0F : r0.factor * exact0;
+    r1.factor = r1.zero ? 0.0F : r1.factor * exact1;
+    // Whatever was gathered for such a row, it may be NaN.
+    if (__any_sync(0xFFFFFFFFU, r0.zero | r1.zero) != 0) {
+#pragma unroll
+      for (int i = 0; i < kDim / 2; ++i) {
+        if ((i & 2) == 0 ? r0.zero : r1.zero) acc[i] = 0.0F;
+      }
+    }
     if (p.lse != nullptr && column == 0) {
       float* lse = p.lse + batch * p.lse_batch + head * p.lse_head + row * p.lse_seq;
       if (valid > 0) lse[0] = r0.lse;
       if (valid > 8) lse[8 * p.lse_seq] = r1.lse;
     }
     if (p.out.data == nullptr) {
-      store_wide(acc, r0, r1);
-    } else {
-      store_rounded(acc, r0, r1);
+      store_wide(acc, r0.factor, r1.factor);
+      return;
     }
+    store_rows<T, kDim>(p.out.at(batch, row, head), p.out.seq, valid, p.value_dim,
+                        [&](int i) { return acc[i] * ((i & 2) == 0 ? r0.factor : r1.factor); });
   }
 
  private:
@@ -179,28 +173,18 @@ struct Mine {
     }
   }
 
-  RINGATTN_DEVICE static float value(float x, const RowResult<float>& r) {
-    return r.zero ? 0.0F : x * r.factor;
-  }
-
-  RINGATTN_DEVICE void store_wide(const float (&acc)[kDim / 2], const RowResult<float>& r0,
-                                  const RowResult<float>& r1) const {
+  RINGATTN_DEVICE void store_wide(const float (&acc)[kDim / 2], float factor0,
+                                  float factor1) const {
     float* to = p.out32.at(batch, row, head) + column;
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
       if (8 * n >= p.value_dim) break;
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        if (valid > 0) to[8 * n + e] = value(acc[4 * n + e], r0);
-        if (valid > 8) to[8 * p.out32.seq + 8 * n + e] = value(acc[4 * n + 2 + e], r1);
+        if (valid > 0) to[8 * n + e] = acc[4 * n + e] * factor0;
+        if (valid > 8) to[8 * p.out32.seq + 8 * n + e] = acc[4 * n + 2 + e] * factor1;
       }
     }
-  }
-
-  RINGATTN_DEVICE void store_rounded(const float (&acc)[kDim / 2], const RowResult<float>& r0,
-                                     const RowResult<float>& r1) const {
-    store_rows<T, kDim>(p.out.at(batch, row, head), p.out.seq, valid, p.value_dim,
-                        [&](int i) { return value(acc[i], (i & 2) == 0 ? r0 : r1); });
   }
 };
 

@@ -72,9 +72,11 @@ struct OwnBlock {
     const int blocks = p.own_blocks[0] + p.own_blocks[1];
     const int block = p.late_first ? blocks - 1 - place : place;
     run = block < p.own_blocks[0] ? 0 : 1;
-    index = (block - run * p.own_blocks[0]) * block_rows;
+    const int in_run = block - run * p.own_blocks[0];
+    const int shorter = p.short_blocks[run];
+    index = in_run * block_rows - min(in_run, shorter) * kGroupRows;
     row = index + run * p.own_counts[0];
-    rows = min(block_rows, p.own_counts[run] - index);
+    rows = min(block_rows - (in_run < shorter ? kGroupRows : 0), p.own_counts[run] - index);
   }
 };
 
