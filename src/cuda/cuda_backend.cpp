@@ -107,9 +107,10 @@ QueryTiles query_sums(const Plan& plan) {
 struct BackwardPieces {
   float* lse;         // [B, H, Sq]
   float* delta;       // [B, H, Sq]
+  float* statistics;  // lse and delta by tiles, with those of query_sums()
+  // Behind each other: sm90::wants_cleared.
   float* dquery_sum;  // as query_sums() says
-  float* statistics;  // lse and delta by tiles, with those
-  unsigned* ticket;
+  unsigned* tickets;
   unsigned* added;  // counts by parts of tiles, if additions have an order
 };
 BackwardPieces carve_backward(const Plan& plan, Carver& carver) {
@@ -120,13 +121,13 @@ BackwardPieces carve_backward(const Plan& plan, Carver& carver) {
   BackwardPieces w{};
   w.lse = carver.take_array<float>(n);
   w.delta = carver.take_array<float>(n);
+  w.statistics = carver.take_array<float>(heads * tiles.count() * tiles.rows * 2);
   const bool adds = tiles.rows > 0 && sm90::adds_queries(p);
   const bool sums = adds || plan.world() > 1;
   w.dquery_sum = carver.take_array<float>(!sums            ? 0
                                           : tiles.rows > 0 ? heads * tiles.floats()
                                                            : n * p.head_dim);
-  w.statistics = carver.take_array<float>(heads * tiles.count() * tiles.rows * 2);
-  w.ticket = carver.take_array<unsigned>(1);
+  w.tickets = carver.take_array<unsigned>(sm90::kBackwardTickets);
   const bool in_order = adds && plan.options().deterministic;
   w.added = in_order ? carver.take_array<unsigned>(heads * tiles.parts()) : nullptr;
   return w;
@@ -262,7 +263,6 @@ PassCounts CudaBackend::forward(const ForwardStep& step) const {
 PassCounts CudaBackend::backward(const BackwardStep& step) const {
   Carver carver(step.workspace);
   const cuda::BackwardPieces w = cuda::carve_backward(step.plan, carver);
-  if (step.first) cuda::preprocess(step, w.lse, w.delta);
   cuda::with_kernels(step.plan.problem(), [&]<class T, int kDim>() {
     cuda::BackwardParameters<T> p;
     cuda::set_common(step, p);
@@ -272,25 +272,26 @@ PassCounts CudaBackend::backward(const BackwardStep& step) const {
     p.dquery_sum = w.dquery_sum;
     p.query_sums = cuda::query_sums(step.plan);
     p.statistics = w.statistics;
-    p.ticket = w.ticket;
+    p.ticket = w.tickets;
     p.added = w.added;
     cuda::set_result(step.dquery, p.dquery, p.dquery32);
     p.dkey = reinterpret_cast<float*>(step.dkey_sum);
     p.dvalue = reinterpret_cast<float*>(step.dvalue_sum);
+    if (step.first) {
+      std::span<std::byte> clear;
+      if constexpr (sizeof(T) == 2) {
+        if (p.query_sums.rows > 0) clear = cuda::sm90::wants_cleared(p);
+      }
+      cuda::preprocess(step, {w.lse, w.delta, p.query_sums, w.statistics, clear});
+    }
     if constexpr (sizeof(T) == 2) {
-      if (p.query_sums.rows > 0) {
-        if (step.first) {
-          cuda::check(cuda::sm90::prepare_backward(p, cuda::native(step.stream)),
-                      "the kernel of statistics");
-        }
-        if (cuda::sm90::takes(p)) {
-          if (cuda::may_round(step.dkey, p.dkey_out)) p.dkey = nullptr;
-          if (cuda::may_round(step.dvalue, p.dvalue_out)) p.dvalue = nullptr;
-          cuda::check(cuda::sm90::backward(p, cuda::native(step.stream)),
-                      "the backward kernel for Hopper");
-          cuda::round_sums(step, p.dkey, p.dvalue);
-          return;
-        }
+      if (p.query_sums.rows > 0 && cuda::sm90::takes(p)) {
+        if (cuda::may_round(step.dkey, p.dkey_out)) p.dkey = nullptr;
+        if (cuda::may_round(step.dvalue, p.dvalue_out)) p.dvalue = nullptr;
+        cuda::check(cuda::sm90::backward(p, cuda::native(step.stream)),
+                    "the backward kernel for Hopper");
+        cuda::round_sums(step, p.dkey, p.dvalue);
+        return;
       }
     }
     cuda::check(cuda::portable::launch_backward<T, kDim>(p, cuda::native(step.stream)),

@@ -67,7 +67,7 @@ struct BackwardParameters : Common<T> {
   unsigned* ticket = nullptr;  // scratch
   unsigned* added =
       nullptr;  // scratch, one per part of query_sums; if set, additions have an order
-  float* statistics = nullptr;  // of query_sums' tiles: lse in log2 units, then delta
+  float* statistics = nullptr;  // of query_sums' tiles: RowStatistics::by_tile
 };
 
 }  // namespace ringattn::cuda

@@ -16,40 +16,90 @@ constexpr int kThreads = 256;
 struct RowsOfGradient {
   ConstTensorView out, dout, lse_in, dlse;
   const double* sinks;  // [H] or null
-  std::int64_t heads, seq, rows;
-  float* lse;
-  float* delta;
+  unsigned heads, seq;
+  unsigned blocks;  // of threads, per head of a batch row
+  RowStatistics to;
+  unsigned first_run, first_run_tiles, head_tiles;  // of to.tiles
 };
 
-/// lse and delta of a row from dot(out, dout). `zero`: all of out is.
-__device__ void finish_row(const RowsOfGradient& p, std::int64_t row, double sum, bool zero) {
-  const std::int64_t i = row % p.seq;
-  const std::int64_t h = row / p.seq % p.heads;
-  const std::int64_t b = row / p.seq / p.heads;
-  const float lse = static_cast<const float*>(p.lse_in.data)[offset(p.lse_in, b, h, i)];
-  // A row that saw nothing has out 0 and does not look at dout, which may be anything there.
-  if (zero && p.sinks != nullptr && static_cast<float>(p.sinks[h]) == lse) sum = 0.0;
-  if (p.dlse.data != nullptr) {
-    sum -= static_cast<const float*>(p.dlse.data)[offset(p.dlse, b, h, i)];
+/// The row of a group of kLanes threads. Whole heads to a block and 32 bits: divisions of 64 would
+/// take longer than reading the row.
+template <int kLanes>
+struct Row {
+  static constexpr unsigned kPerBlock = kThreads / kLanes;
+  unsigned head, b, h, i;
+  bool there;
+
+  __device__ explicit Row(const RowsOfGradient& p) {
+    head = blockIdx.x / p.blocks;
+    b = head / p.heads;
+    h = head - b * p.heads;
+    i = (blockIdx.x - head * p.blocks) * kPerBlock + threadIdx.x / kLanes;
+    there = i < p.seq;
   }
-  p.delta[row] = static_cast<float>(sum);
-  p.lse[row] = backward_lse(lse);
+};
+
+/// A row's lse and delta among those of its tile; after the last row of a run also those of rows
+/// that do not exist.
+__device__ void store_by_tile(const RowsOfGradient& p, unsigned head, unsigned i, float lse,
+                              float delta) {
+  constexpr float kLog2e = 1.4426950408889634F;
+  const auto rows = static_cast<unsigned>(p.to.tiles.rows);
+  const bool late = i >= p.first_run;
+  const unsigned in_run = late ? i - p.first_run : i;
+  const unsigned tile = in_run / rows;
+  float* to =
+      p.to.by_tile +
+      (std::int64_t{head} * p.head_tiles + (late ? p.first_run_tiles : 0) + tile) * 2 * rows;
+  unsigned row = in_run - tile * rows;
+  to[QueryTiles::column(row)] = lse * kLog2e;
+  to[rows + QueryTiles::column(row)] = delta;
+  if (i + 1 != p.first_run && i + 1 != p.seq) return;
+  while (++row < rows) {
+    to[QueryTiles::column(row)] = kInfinity<float>;
+    to[rows + QueryTiles::column(row)] = 0.0F;
+  }
 }
 
-/// One warp per row (b, h, i).
-__global__ void row_kernel(RowsOfGradient p) {
-  const std::int64_t row = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) / 32;
+/// By every thread of a launch.
+__device__ void clear(const RowStatistics& to) {
+  auto* chunks = reinterpret_cast<uint4*>(to.clear.data());
+  const auto n = static_cast<std::int64_t>((to.clear.size() + sizeof(uint4) - 1) / sizeof(uint4));
+  for (std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x; i < n;
+       i += std::int64_t{gridDim.x} * kThreads) {
+    chunks[i] = uint4{};
+  }
+}
+
+/// lse and delta of a row from dot(out, dout). `zero`: all of out is.
+template <int kLanes>
+__device__ void finish_row(const RowsOfGradient& p, const Row<kLanes>& row, double sum, bool zero) {
+  const float lse = static_cast<const float*>(p.lse_in.data)[offset(p.lse_in, row.b, row.h, row.i)];
+  // A row that saw nothing has out 0 and does not look at dout, which may be anything there.
+  if (zero && p.sinks != nullptr && static_cast<float>(p.sinks[row.h]) == lse) sum = 0.0;
+  if (p.dlse.data != nullptr) {
+    sum -= static_cast<const float*>(p.dlse.data)[offset(p.dlse, row.b, row.h, row.i)];
+  }
+  const auto delta = static_cast<float>(sum);
+  const float base = backward_lse(lse);
+  const std::int64_t at = std::int64_t{row.head} * p.seq + row.i;
+  p.to.delta[at] = delta;
+  p.to.lse[at] = base;
+  if (p.to.tiles.rows > 0) store_by_tile(p, row.head, row.i, base, delta);
+}
+
+/// One warp per row.
+__global__ void row_kernel(const __grid_constant__ RowsOfGradient p) {
+  clear(p.to);
+  const Row<32> row(p);
   const int lane = threadIdx.x % 32;
-  if (row >= p.rows) return;
-  const std::int64_t i = row % p.seq;
-  const std::int64_t h = row / p.seq % p.heads;
-  const std::int64_t b = row / p.seq / p.heads;
+  if (!row.there) return;
   double sum = 0.0;
   bool zero = true;
   for (std::int64_t d = lane; d < p.out.shape[3]; d += 32) {
-    const double x = load(p.out.dtype, p.out.data, offset(p.out, b, i, h, d));
+    const double x = load(p.out.dtype, p.out.data, offset(p.out, row.b, row.i, row.h, d));
     zero = zero && x == 0.0;
-    sum += x * load(p.dout.dtype, p.dout.data, offset(p.dout, b, i, h, d));
+    sum += x * load(p.dout.dtype, p.dout.data, offset(p.dout, row.b, row.i, row.h, d));
   }
   for (int other = 16; other > 0; other /= 2) sum += __shfl_xor_sync(0xFFFFFFFFU, sum, other);
   zero = __all_sync(0xFFFFFFFFU, zero) != 0;
@@ -59,19 +109,15 @@ __global__ void row_kernel(RowsOfGradient p) {
 /// The same for 16-bit rows that can be read 16 bytes at a time, kLanes threads each. Sums of
 /// products of 16-bit numbers need no more than floats.
 template <class T, int kLanes>
-__global__ void fast_row_kernel(RowsOfGradient p) {
-  const std::int64_t row =
-      (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kLanes;
+__global__ void fast_row_kernel(const __grid_constant__ RowsOfGradient p) {
+  const Row<kLanes> row(p);
   const int lane = threadIdx.x % kLanes;
-  const std::int64_t i = row % p.seq;
-  const std::int64_t h = row / p.seq % p.heads;
-  const std::int64_t b = row / p.seq / p.heads;
   float sum = 0.0F;
   int nonzero = 0;
-  if (row < p.rows && lane * 8 < p.out.shape[3]) {
+  if (row.there && lane * 8 < p.out.shape[3]) {
     const auto eight = [&](const ConstTensorView& t) {
       return __ldcs(reinterpret_cast<const uint4*>(static_cast<const T*>(t.data) +
-                                                   offset(t, b, i, h, 0) + lane * 8));
+                                                   offset(t, row.b, row.i, row.h, 0) + lane * 8));
     };
     const uint4 x = eight(p.out);
     const uint4 y = eight(p.dout);
@@ -86,7 +132,8 @@ __global__ void fast_row_kernel(RowsOfGradient p) {
     sum += __shfl_xor_sync(0xFFFFFFFFU, sum, other);
     nonzero |= __shfl_xor_sync(0xFFFFFFFFU, nonzero, other);
   }
-  if (row < p.rows && lane == 0) finish_row(p, row, sum, nonzero == 0);
+  if (row.there && lane == 0) finish_row(p, row, sum, nonzero == 0);
+  clear(p.to);
 }
 
 /// May rows of both be read 16 bytes at a time?
@@ -99,19 +146,27 @@ bool fast(const ConstTensorView& a, const ConstTensorView& b) {
          a.dim(3) % 8 == 0 && a.dim(3) <= 256 && aligned(a) && aligned(b);
 }
 
+/// A launch of kLanes threads per row.
+template <int kLanes>
+void run(void (*kernel)(RowsOfGradient), RowsOfGradient p, std::int64_t all_heads,
+         cudaStream_t stream) {
+  const std::int64_t blocks = ceil_div(p.seq, Row<kLanes>::kPerBlock);
+  if (blocks * all_heads > INT32_MAX) {
+    throw Error(ErrorCode::kUnsupported, "query: more than 2^34 rows x heads on one GPU");
+  }
+  p.blocks = static_cast<unsigned>(blocks);
+  kernel<<<static_cast<unsigned>(blocks * all_heads), kThreads, 0, stream>>>(p);
+}
+
 template <class T>
-void run_fast(const RowsOfGradient& p, cudaStream_t stream) {
+void run_fast(const RowsOfGradient& p, std::int64_t all_heads, cudaStream_t stream) {
   const std::int64_t dim = p.out.dim(3);
-  const auto run = [&]<int kLanes>() {
-    const std::int64_t blocks = ceil_div(p.rows, kThreads / kLanes);
-    fast_row_kernel<T, kLanes><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(p);
-  };
   if (dim <= 64) {
-    run.template operator()<8>();
+    run<8>(fast_row_kernel<T, 8>, p, all_heads, stream);
   } else if (dim <= 128) {
-    run.template operator()<16>();
+    run<16>(fast_row_kernel<T, 16>, p, all_heads, stream);
   } else {
-    run.template operator()<32>();
+    run<32>(fast_row_kernel<T, 32>, p, all_heads, stream);
   }
 }
 
@@ -141,30 +196,40 @@ __global__ void sink_kernel(const double* sinks, const float* lse, const float* 
 
 }  // namespace
 
-void preprocess(const BackwardStep& step, float* lse, float* delta) {
+void preprocess(const BackwardStep& step, const RowStatistics& to) {
   const Problem& p = step.plan.problem();
   const std::int64_t seq = step.plan.query_rows(step.plan.rank()).size();
-  const std::int64_t rows = p.batch * p.query_heads * seq;
-  if (rows > 0) {
-    const std::int64_t blocks = ceil_div(rows, kThreads / 32);
-    if (blocks > INT32_MAX) {
-      throw Error(ErrorCode::kUnsupported, "query: more than 2^34 rows x heads on one GPU");
+  const std::int64_t all_heads = p.batch * p.query_heads;
+  if (seq * all_heads > 0) {
+    if (seq > INT32_MAX) {
+      throw Error(ErrorCode::kUnsupported, "query: more than 2^31 rows on one GPU");
     }
-    const RowsOfGradient given{step.out,      step.dout, step.lse, step.dlse, step.sinks,
-                               p.query_heads, seq,       rows,     lse,       delta};
+    const QueryTiles& tiles = to.tiles;
+    const RowsOfGradient given{step.out,
+                               step.dout,
+                               step.lse,
+                               step.dlse,
+                               step.sinks,
+                               static_cast<unsigned>(p.query_heads),
+                               static_cast<unsigned>(seq),
+                               0,
+                               to,
+                               static_cast<unsigned>(tiles.counts[0]),
+                               tiles.rows == 0 ? 0 : static_cast<unsigned>(tiles.first_run_tiles()),
+                               static_cast<unsigned>(tiles.count())};
     const cudaStream_t stream = native(step.stream);
     if (!fast(step.out, step.dout)) {
-      row_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(given);
+      run<32>(row_kernel, given, all_heads, stream);
     } else if (step.out.dtype == DType::kBFloat16) {
-      run_fast<__nv_bfloat16>(given, stream);
+      run_fast<__nv_bfloat16>(given, all_heads, stream);
     } else {
-      run_fast<__half>(given, stream);
+      run_fast<__half>(given, all_heads, stream);
     }
     check(cudaGetLastError(), "the kernel of rows");
   }
   if (step.sinks != nullptr) {
     sink_kernel<<<static_cast<unsigned>(p.query_heads), kThreads, 0, native(step.stream)>>>(
-        step.sinks, lse, delta, p.batch, p.query_heads, seq, step.dsinks);
+        step.sinks, to.lse, to.delta, p.batch, p.query_heads, seq, step.dsinks);
     check(cudaGetLastError(), "the kernel of sinks");
   }
 }

@@ -51,21 +51,23 @@ cudaError_t start(const BackwardParameters<T>& p, int query_rows, int key_rows, 
                   Launch<T> capped, cudaStream_t stream) {
   if (p.tiles == 0) return cudaSuccess;
   Maps maps;
-  cudaError_t error = map_all(p, query_rows, key_rows, maps);
-  if (error == cudaSuccess && p.drawn) {
-    error = cudaMemsetAsync(p.ticket, 0, sizeof(unsigned), stream);
-  }
+  const cudaError_t error = map_all(p, query_rows, key_rows, maps);
   if (error != cudaSuccess) return error;
   return (p.cap == 0.0F ? uncapped : capped)(p, maps.query, maps.dout, maps.key, maps.value,
                                              stream);
 }
 
+/// In order: does whoever is first to add to a part of dQ store instead?
+template <class T>
+bool stores_first(const cuda::BackwardParameters<T>& p) {
+  return p.added != nullptr && p.first && p.last;
+}
+
 template <class T, int kDim, bool kInOrder>
-cudaError_t add_up(const cuda::BackwardParameters<T>& given, bool stores_first,
-                   cudaStream_t stream) {
+cudaError_t add_up(const cuda::BackwardParameters<T>& given, cudaStream_t stream) {
   constexpr BackwardShape kShape = backward_shape(kDim);
   BackwardParameters<T> p = complete(given, Pass::kBackward, kShape.groups, kInOrder);
-  p.stores_first = stores_first;
+  p.stores_first = stores_first(given);
   return start<T>(p, kShape.queries, kShape.groups * kGroupRows,
                   launch_backward<T, kDim, false, kInOrder>,
                   launch_backward<T, kDim, true, kInOrder>, stream);
@@ -74,26 +76,13 @@ cudaError_t add_up(const cuda::BackwardParameters<T>& given, bool stores_first,
 /// One kernel for all three gradients; dQ is added up in memory and rounded by another at the end.
 template <class T, int kDim>
 cudaError_t at_once(const cuda::BackwardParameters<T>& given, cudaStream_t stream) {
-  const std::int64_t heads = static_cast<std::int64_t>(given.batch) * given.heads;
-  const bool in_order = given.added != nullptr;
-  const bool stores_first = in_order && given.first && given.last;
-  cudaError_t error = cudaSuccess;
-  if (given.first && !stores_first) {
-    error = cudaMemsetAsync(given.dquery_sum, 0, heads * given.query_sums.floats() * sizeof(float),
-                            stream);
-  }
-  if (error == cudaSuccess && in_order) {
-    error = cudaMemsetAsync(given.added, 0, heads * given.query_sums.parts() * sizeof(unsigned),
-                            stream);
-  }
-  if (error == cudaSuccess) {
-    error = in_order ? add_up<T, kDim, true>(given, stores_first, stream)
-                     : add_up<T, kDim, false>(given, stores_first, stream);
-  }
+  const cudaError_t error = given.added != nullptr ? add_up<T, kDim, true>(given, stream)
+                                                   : add_up<T, kDim, false>(given, stream);
   if (error != cudaSuccess || !given.last) return error;
+  const std::int64_t heads = static_cast<std::int64_t>(given.batch) * given.heads;
   return finish_queries<T>(
       {given.query_sums, heads, given.heads, given.head_dim, given.dquery_sum,
-       stores_first ? given.added : nullptr, given.scale, given.dquery, given.dquery32},
+       stores_first(given) ? given.added : nullptr, given.scale, given.dquery, given.dquery32},
       stream);
 }
 
@@ -104,8 +93,10 @@ cudaError_t in_two(const cuda::BackwardParameters<T>& given, cudaStream_t stream
       start<T>(complete(given, Pass::kForward, 2), 2 * kGroupRows, kSplitTile,
                launch_query_gradient<T, kDim, false>, launch_query_gradient<T, kDim, true>, stream);
   if (error != cudaSuccess) return error;
-  return start<T>(complete(given, Pass::kBackward, 1), kSplitTile, kGroupRows,
-                  launch_key_gradient<T, kDim, false>, launch_key_gradient<T, kDim, true>, stream);
+  BackwardParameters<T> keys = complete(given, Pass::kBackward, 1);
+  ++keys.ticket;
+  return start<T>(keys, kSplitTile, kGroupRows, launch_key_gradient<T, kDim, false>,
+                  launch_key_gradient<T, kDim, true>, stream);
 }
 
 }  // namespace
@@ -134,14 +125,23 @@ bool takes(const cuda::BackwardParameters<T>& p) {
 }
 
 template <class T>
-cudaError_t prepare_backward(const cuda::BackwardParameters<T>& p, cudaStream_t stream) {
-  return tile_statistics(
-      {p.query_sums, static_cast<std::int64_t>(p.batch) * p.heads, p.lse, p.delta, p.statistics},
-      stream);
+std::span<std::byte> wants_cleared(const cuda::BackwardParameters<T>& p) {
+  const bool sums = p.first && !stores_first(p) && !splits(kernel_dim(p.head_dim, p.value_dim));
+  void* begin = sums ? static_cast<void*>(p.dquery_sum) : p.ticket;
+  const unsigned* end = p.added == nullptr ? p.ticket + kBackwardTickets
+                                           : p.added + static_cast<std::int64_t>(p.batch) *
+                                                           p.heads * p.query_sums.parts();
+  auto* from = static_cast<std::byte*>(begin);
+  return {from, reinterpret_cast<const std::byte*>(end)};
 }
 
 template <class T>
 cudaError_t backward(const cuda::BackwardParameters<T>& p, cudaStream_t stream) {
+  if (!p.first) {
+    const std::span<std::byte> clear = wants_cleared(p);
+    const cudaError_t error = cudaMemsetAsync(clear.data(), 0, clear.size(), stream);
+    if (error != cudaSuccess) return error;
+  }
   switch (kernel_dim(p.head_dim, p.value_dim)) {
     case 64: return at_once<T, 64>(p, stream);
     case 128: return at_once<T, 128>(p, stream);
@@ -151,10 +151,9 @@ cudaError_t backward(const cuda::BackwardParameters<T>& p, cudaStream_t stream) 
 
 template bool takes<__nv_bfloat16>(const cuda::BackwardParameters<__nv_bfloat16>&);
 template bool takes<__half>(const cuda::BackwardParameters<__half>&);
-template cudaError_t prepare_backward<__nv_bfloat16>(const cuda::BackwardParameters<__nv_bfloat16>&,
-                                                     cudaStream_t);
-template cudaError_t prepare_backward<__half>(const cuda::BackwardParameters<__half>&,
-                                              cudaStream_t);
+template std::span<std::byte> wants_cleared<__nv_bfloat16>(
+    const cuda::BackwardParameters<__nv_bfloat16>&);
+template std::span<std::byte> wants_cleared<__half>(const cuda::BackwardParameters<__half>&);
 template cudaError_t backward<__nv_bfloat16>(const cuda::BackwardParameters<__nv_bfloat16>&,
                                              cudaStream_t);
 template cudaError_t backward<__half>(const cuda::BackwardParameters<__half>&, cudaStream_t);

@@ -2,6 +2,9 @@
 // The backward pass on Hopper, as the backend calls it.
 #pragma once
 
+#include <cstddef>
+#include <span>
+
 #include "cuda/parameters.h"
 #include "plan.h"
 
@@ -16,13 +19,18 @@ bool adds_queries(const Problem& problem);
 /// How they keep the sums of dQ for a shard of queries.
 QueryTiles query_tiles(const Problem& problem, const Positions& queries);
 
+/// Of BackwardParameters::ticket: one per kernel.
+constexpr int kBackwardTickets = 2;
+
+/// What a step wants to find set to 0: tickets, the counts of what has been added and, before the
+/// first step, sums of dQ. These lie behind each other, the sums first. backward() clears it, but
+/// before the first step the caller does.
+template <class T>
+std::span<std::byte> wants_cleared(const cuda::BackwardParameters<T>& parameters);
+
 /// Do they take this step? If not, the portable kernels do, with the same sums between steps.
 template <class T>
 bool takes(const cuda::BackwardParameters<T>& parameters);
-
-/// Statistics by tiles, from lse and delta: before the first step.
-template <class T>
-cudaError_t prepare_backward(const cuda::BackwardParameters<T>& parameters, cudaStream_t stream);
 
 template <class T>
 cudaError_t backward(const cuda::BackwardParameters<T>& parameters, cudaStream_t stream);

@@ -18,23 +18,6 @@ struct TileRows {
   }
 };
 
-/// A block per tile, a thread per row.
-__global__ void statistics_kernel(const __grid_constant__ TileStatistics p) {
-  const unsigned tiles = static_cast<unsigned>(p.tiles.count());
-  const unsigned head = blockIdx.x / tiles;
-  const TileRows rows(p.tiles, blockIdx.x - head * tiles);
-  const int i = static_cast<int>(threadIdx.x);
-  float* to = p.statistics + std::int64_t{blockIdx.x} * 2 * p.tiles.rows + QueryTiles::column(i);
-  if (i < rows.rows) {
-    const std::int64_t from = head * (p.tiles.counts[0] + p.tiles.counts[1]) + rows.row + i;
-    to[0] = p.lse[from] * 1.4426950408889634F;
-    to[p.tiles.rows] = p.delta[from];
-  } else {
-    to[0] = kInfinity<float>;
-    to[p.tiles.rows] = 0.0F;
-  }
-}
-
 /// One warpgroup per 64 x 64 part of a tile, which lies as it held it in registers.
 template <class T>
 __global__ void __launch_bounds__(128) finish_kernel(const __grid_constant__ FinishQueries<T> p) {
@@ -77,15 +60,6 @@ __global__ void __launch_bounds__(128) finish_kernel(const __grid_constant__ Fin
 }
 
 }  // namespace
-
-cudaError_t tile_statistics(const TileStatistics& p, cudaStream_t stream) {
-  const std::int64_t blocks = p.heads * p.tiles.count();
-  if (blocks == 0) return cudaSuccess;
-  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-  statistics_kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(p.tiles.rows), 0,
-                      stream>>>(p);
-  return cudaGetLastError();
-}
 
 template <class T>
 cudaError_t finish_queries(const FinishQueries<T>& p, cudaStream_t stream) {

@@ -1,20 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is done once per pass for the query rows of a backward: before its steps and after them.
+// What is done once per pass for the query rows of a backward, after its steps.
 #pragma once
 
 #include "cuda/parameters.h"
 
 namespace ringattn::cuda::sm90 {
-
-/// lse and delta, [heads, rows], to tiles: per tile lse in log2 units (+inf: no such row), delta.
-struct TileStatistics {
-  QueryTiles tiles;
-  std::int64_t heads;  // of all batch rows
-  const float* lse;
-  const float* delta;
-  float* statistics;
-};
-cudaError_t tile_statistics(const TileStatistics& p, cudaStream_t stream);
 
 /// dQ from its sums: times the scale, rounded once.
 template <class T>
