@@ -303,20 +303,21 @@ void gradient_row(const GradientTile& t, const Units& units, std::int64_t row) {
 
 #if defined(RINGATTN_PAIRS)
 /// n vectors, 1 or 2, of two rows (or of the last one and zeros), as words.
-template <bool kCap, int n>
+template <bool kCap, int kCount, int n>
 inline void gradient_pairs(const GradientTile& t, const Units& units, std::int64_t row,
                            std::int64_t free, std::int64_t j) {
   F p[2][n] = {};
   F ds[2][n] = {};
-  const int rows = row + 1 < t.rows ? 2 : 1;
-  for (int r = 0; r < rows; ++r) gradient_of<kCap, n>(t, units, row + r, free, j, p[r], ds[r]);
+#pragma GCC unroll 2
+  for (int r = 0; r < kCount; ++r) gradient_of<kCap, n>(t, units, row + r, free, j, p[r], ds[r]);
 #pragma GCC unroll 2
   for (int i = 0; i < n; ++i) {
     const std::int64_t at = row * t.stride + j + i * kLanes;
     store(t.s + at, interleave_bf16(p[0][i], p[1][i]));
     store(t.dp + at, interleave_bf16(ds[0][i], ds[1][i]));
   }
-  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 2
+  for (int r = 0; r < kCount; ++r) {
     float* to = t.ds + (row + r) * t.ds_row;
     if constexpr (n == 2) {
       store(to + j / 2, round_to_bf16(ds[r][0], ds[r][1]));
@@ -326,13 +327,17 @@ inline void gradient_pairs(const GradientTile& t, const Units& units, std::int64
   }
 }
 
-template <bool kCap>
+template <bool kCap, int kCount>
 void gradient_row_pairs(const GradientTile& t, const Units& units, std::int64_t row) {
   const std::int64_t free = unmasked(t.bits, t.keys);
   constexpr std::int64_t kStep = 2 * kLanes;
   std::int64_t j = 0;
-  for (; j + kStep <= free; j += kStep) gradient_pairs<kCap, 2>(t, units, row, j + kStep, j);
-  for (; j < padded(t.keys); j += kLanes) gradient_pairs<kCap, 1>(t, units, row, free, j);
+  for (; j + kStep <= free; j += kStep) {
+    gradient_pairs<kCap, kCount, 2>(t, units, row, j + kStep, j);
+  }
+  for (; j < padded(t.keys); j += kLanes) {
+    gradient_pairs<kCap, kCount, 1>(t, units, row, free, j);
+  }
 }
 #endif
 
@@ -341,7 +346,9 @@ void gradient_rows(const GradientTile& t) {
   const Units units(t.scoring);
 #if defined(RINGATTN_PAIRS)
   if (t.ds != nullptr) {
-    for (std::int64_t i = 0; i < t.rows; i += 2) gradient_row_pairs<kCap>(t, units, i);
+    std::int64_t i = 0;
+    for (; i + 2 <= t.rows; i += 2) gradient_row_pairs<kCap, 2>(t, units, i);
+    if (i < t.rows) gradient_row_pairs<kCap, 1>(t, units, i);
     return;
   }
 #endif

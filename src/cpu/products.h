@@ -15,7 +15,7 @@ constexpr std::int64_t kDepth = 128;
 
 /// How an element of the left side meets one of the right side.
 struct Floats {
-  static F add(F sum, F a, F b) { return sum + a * b; }
+  static F add(F sum, F a, F b) { return multiply_add(sum, a, b); }
 };
 #if defined(RINGATTN_PAIRS)
 struct Pairs {
