@@ -23,8 +23,12 @@ constexpr float kTooLarge = 0x1p40F;
 /// ones, and would take some of them for tiny weights.
 constexpr float kTopExponent = 126.0F;
 
-/// Vectors that take their exponentials together.
+/// Vectors that take their exponentials together: as many as the registers hold.
+#if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kTogether = 4;
+#else
+constexpr int kTogether = 2;
+#endif
 
 /// The visible lanes of columns [j, j + kLanes) of a row.
 inline Lanes visible(const std::uint64_t* bits, std::int64_t j, std::int64_t keys) {
@@ -200,7 +204,22 @@ void softmax_of(const SoftmaxTile& t) {
   }
 }
 
-/// softmax() for rows that have a reference already and no mask, without looking for maxima.
+/// References for rows that have none, at most kLanes from `begin` on: the largest of their first
+/// scores. False: some row has none yet.
+inline bool guess_references(const SoftmaxTile& t, F factor, std::int64_t begin,
+                             std::int64_t rows) {
+  const F before = load_some(t.max + begin, rows);
+  const Lanes none = at_least(splat(kMinusInfinity), before);
+  if (!any(none)) return true;
+  F tops[kLanes];
+  for (std::int64_t i = rows; i < kLanes; ++i) tops[i] = F{};
+  for (std::int64_t i = 0; i < rows; ++i) tops[i] = load(t.s + (begin + i) * t.stride);
+  const F now = select(none, max_rows(tops) * factor, before);
+  store_some(t.max + begin, now, rows);
+  return !any(at_least(splat(kMinusInfinity), now));
+}
+
+/// softmax() for rows without a mask, without looking for all maxima.
 template <bool kPairs>
 Trial softmax_again_of(const SoftmaxTile& t) {
   if (!products_are_ordered(t.scoring) || t.bits != nullptr || t.keys % kPanel != 0) {
@@ -210,7 +229,7 @@ Trial softmax_again_of(const SoftmaxTile& t) {
   Lanes large = lanes_of(0);
   for (std::int64_t begin = 0; begin < t.rows; begin += kLanes) {
     const std::int64_t rows = t.rows - begin < kLanes ? t.rows - begin : kLanes;
-    if (any(at_least(splat(kMinusInfinity), load_some(t.max + begin, rows)))) {
+    if (!guess_references(t, units.inner, begin, rows)) {
       return begin == 0 ? Trial::kNot : Trial::kSpoilt;
     }
     const F sum = weigh_rows<kPairs, true>(t, begin, rows, units.inner, t.max + begin);
@@ -240,6 +259,39 @@ Trial softmax_again(const SoftmaxTile& t) {
   if (t.pairs) return softmax_again_of<true>(t);
 #endif
   return softmax_again_of<false>(t);
+}
+
+/// The natural logarithm of positive normal numbers, within an ulp: x = 2^k (1 + f), and a minimax
+/// polynomial (Cephes, logf) for f in [sqrt(1/2) - 1, sqrt(2) - 1].
+inline F log(F x) {
+  constexpr std::int32_t kRootHalf = 0x3F3504F3;
+  constexpr float kPolynomial[] = {-1.1514610310E-1F, 1.1676998740E-1F,  -1.2420140846E-1F,
+                                   1.4249322787E-1F,  -1.6668057665E-1F, 2.0000714765E-1F,
+                                   -2.4999993993E-1F, 3.3333331174E-1F};
+  const I bits = as_int(x) - kRootHalf;
+  const F k = __builtin_convertvector(bits >> 23, F);
+  const F f = as_float((bits & 0x7FFFFF) + kRootHalf) - 1.0F;
+  F p = splat(7.0376836292E-2F);
+#pragma GCC unroll 8
+  for (const float coefficient : kPolynomial) p = p * f + coefficient;
+  // ln 2 in two parts, the first of them exact for every k.
+  const F low = p * f * f * f + k * -2.12194440E-4F - 0.5F * f * f;
+  return k * 0.693359375F + (f + low);
+}
+
+bool finish(const Finish& t) {
+  constexpr float kSmallest = 0x1p-126F;
+  constexpr float kLn2 = 0.6931471805599453F;
+  for (std::int64_t i = 0; i < t.rows; ++i) {
+    if (!(t.sum[i] >= kSmallest && t.sum[i] < __builtin_inff())) return false;
+  }
+  for (std::int64_t i = 0; i < t.rows; i += kLanes) {
+    const std::int64_t rows = t.rows - i;
+    const F sum = load_some(t.sum + i, rows);
+    store_some(t.factor + i, 1.0F / sum, rows);
+    store_some(t.lse + i, load_some(t.max + i, rows) * kLn2 + log(sum), rows);
+  }
+  return true;
 }
 
 // ---- gradients
