@@ -57,6 +57,7 @@ Scratch carve_scratch(const Plan& plan, Carver& carver) {
     unit.acc = carver.take_array<float>(tile.queries * padded(p.value_dim));
     unit.max = carver.take_array<float>(tile.queries);
     unit.sum = carver.take_array<float>(tile.queries);
+    if (Operands(plan).pairs) unit.rounded = carver.take_array<float>(tile.queries);
   }
   s.tile.s = carver.take_array<float>(tile.queries * row_stride(tile.keys));
   s.tile.factor = carver.take_array<float>(tile.queries);
@@ -154,6 +155,7 @@ UnitScratch place_of(const ForwardStep& step, const Pieces& w, const UnitScratch
     at.acc = w.state.acc + row * padded(step.plan.problem().value_dim);
     at.max = w.state.max + row;
     at.sum = w.state.sum + row;
+    if (w.state.rounded != nullptr) at.rounded = w.state.rounded + row;
   }
   if (query_in_place(step)) at.query = nullptr;
   if (w.query != nullptr) at.query = w.query + (bh * queries.count() + i) * w.query_size;
@@ -287,7 +289,8 @@ std::size_t forward_workspace(const Plan& plan) {
 }
 
 std::size_t forward_state(const Plan& plan) {
-  return static_cast<std::size_t>(state_rows(plan) * (padded(plan.problem().value_dim) + 2)) *
+  const std::int64_t numbers = Operands(plan).pairs ? 3 : 2;  // of a row beside its accumulators
+  return static_cast<std::size_t>(state_rows(plan) * (padded(plan.problem().value_dim) + numbers)) *
          sizeof(float);
 }
 
@@ -301,6 +304,7 @@ PassCounts forward(const ForwardStep& step) {
     w.state.acc = reinterpret_cast<float*>(step.state.data());
     w.state.max = w.state.acc + rows * padded(p.value_dim);
     w.state.sum = w.state.max + rows;
+    w.state.rounded = operands.pairs ? w.state.sum + rows : nullptr;
   }
   const Tasks tasks(step, step.executor.threads());
   const PackedBlock block(step.plan, Pass::kForward);

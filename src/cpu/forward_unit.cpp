@@ -74,6 +74,7 @@ Unit::Unit(const ForwardStep& step, const TileScratch& scratch, const UnitScratc
   if (step.first) {
     std::fill_n(x_.max, tile_.rows, -kInfinity<float>);
     std::fill_n(x_.sum, tile_.rows, 0.0F);
+    if (x_.rounded != nullptr) std::fill_n(x_.rounded, tile_.rows, 0.0F);
   }
 }
 
@@ -152,7 +153,8 @@ void Unit::attend_rows(std::int64_t j, Range rows, Range keys, const TileBits* b
                             {step_.plan.scale(), step_.plan.soft_cap()},
                             x_.max + rows.begin,
                             x_.sum + rows.begin,
-                            s_.factor};
+                            s_.factor,
+                            o_.pairs ? x_.rounded + rows.begin : nullptr};
   k_.product(scores);
   const Trial trial = k_.softmax_again(weights);
   if (trial != Trial::kDone) {
@@ -192,11 +194,14 @@ void Unit::finish_rows() {
       step_.sinks == nullptr ? -kInfinity<float> : static_cast<float>(step_.sinks[h_]);
   float lse[TileBits::kMaxRows];
   // Apart from the rows of out: a result that is read back would wait for their cache lines.
-  if (sink != -kInfinity<float> || !k_.finish({x_.max, x_.sum, tile_.rows, s_.factor, lse})) {
+  const float* weights = o_.pairs ? x_.rounded : x_.sum;
+  if (sink != -kInfinity<float> ||
+      !k_.finish({x_.max, x_.sum, tile_.rows, s_.factor, lse, weights})) {
     for (std::int64_t r = 0; r < tile_.rows; ++r) {
       const auto result = ringattn::finish(x_.max[r] * kLn2, x_.sum[r], sink);
       if (result.zero) std::fill_n(x_.acc + r * width_, p_.value_dim, 0.0F);
       s_.factor[r] = result.zero ? 1.0F : result.factor;
+      if (o_.pairs && !result.zero) s_.factor[r] *= x_.sum[r] / weights[r];
       lse[r] = result.lse;
     }
   }

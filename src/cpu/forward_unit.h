@@ -14,10 +14,11 @@ namespace ringattn::cpu {
 
 /// What a query tile works in.
 struct UnitScratch {
-  float* query;  // [M, stride of D]; null: float32 rows that are read where they lie
-  float* acc;    // [M, padded Dv]
-  float* max;    // [M]
-  float* sum;    // [M]
+  float* query;    // [M, stride of D]; null: float32 rows that are read where they lie
+  float* acc;      // [M, padded Dv]
+  float* max;      // [M]
+  float* sum;      // [M]
+  float* rounded;  // [M] of pairs, as SoftmaxTile; else null
 };
 
 /// What all units of a thread share.

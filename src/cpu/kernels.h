@@ -63,19 +63,24 @@ struct SoftmaxTile {
   const std::uint64_t* bits;  // [rows][words], or null: all visible
   std::int64_t words;
   Scoring scoring;
-  float* max;     // [rows], log2 units, in and out
-  float* sum;     // [rows], in and out
-  float* factor;  // [rows], out: what the accumulators are to be multiplied by
+  float* max;      // [rows], log2 units, in and out
+  float* sum;      // [rows], in and out
+  float* factor;   // [rows], out: what the accumulators are to be multiplied by
+  float* rounded;  // pairs: [rows], in and out: the sum of the weights as they are rounded
 };
 
+/// Rows of a tile, at most.
+inline constexpr std::int64_t kMostRows = 128;
+
 /// What a row's accumulators are multiplied by in the end, and its lse, where there is no sink:
-/// 1 / sum and (max + log2 sum) ln 2.
+/// 1 / weights and (max + log2 sum) ln 2.
 struct Finish {
   const float* max;  // log2 units
   const float* sum;
   std::int64_t rows;
-  float* factor;  // out
-  float* lse;     // out
+  float* factor;         // out
+  float* lse;            // out
+  const float* weights;  // what is divided by: sum, or sums of rounded weights
 };
 
 /// Was a tile done? Not tried, or tried in vain: some reference was too small, `s` is spoilt.

@@ -104,10 +104,17 @@ inline F add_all(const F* x) {
   }
 }
 
-/// s = exp2(s * factor - shift) for n vectors from column j; adds them to the sum. With kPairs they
-/// go to where columns of bfloat16 lie. kBound: of exponents that may be of any size.
+/// Sums of weights, and of what they are rounded to: a row that one key takes is that key's value,
+/// as long as the same rounding error is above and below the line.
+struct Sums {
+  F exact{};
+  F rounded{};
+};
+
+/// s = exp2(s * factor - shift) for n vectors from column j; adds them to the sums. With kPairs
+/// they go to where columns of bfloat16 lie. kBound: of exponents that may be of any size.
 template <bool kPairs, bool kBound, int n>
-inline void weigh(float* s, std::int64_t j, F factor, F shift, F& sum) {
+inline void weigh(float* s, std::int64_t j, F factor, F shift, Sums& sums) {
   F x[n];
 #pragma GCC unroll 8
   for (int i = 0; i < n; ++i) x[i] = load(s + j + i * kLanes) * factor - shift;
@@ -116,14 +123,19 @@ inline void weigh(float* s, std::int64_t j, F factor, F shift, F& sum) {
     for (int i = 0; i < n; ++i) x[i] = min(splat(kTopExponent), x[i]);
   }
   exp2(x);
-  sum += add_all<n>(x);
+  sums.exact += add_all<n>(x);
 #if defined(RINGATTN_PAIRS)
   if constexpr (kPairs && n == 1) {
     store_half(reinterpret_cast<std::uint16_t*>(s) + j, x[0]);
+    sums.rounded = dot(sums.rounded, round_to_bf16(x[0], F{}), ones());
     return;
   } else if constexpr (kPairs) {
 #pragma GCC unroll 8
-    for (int i = 0; i < n; i += 2) store(s + j / 2 + i / 2 * kLanes, round_to_bf16(x[i], x[i + 1]));
+    for (int i = 0; i < n; i += 2) {
+      const F words = round_to_bf16(x[i], x[i + 1]);
+      store(s + j / 2 + i / 2 * kLanes, words);
+      sums.rounded = dot(sums.rounded, words, ones());
+    }
     return;
   }
 #endif
@@ -131,30 +143,36 @@ inline void weigh(float* s, std::int64_t j, F factor, F shift, F& sum) {
   for (int i = 0; i < n; ++i) store(s + j + i * kLanes, x[i]);
 }
 
-/// The same for a row of n columns; the lanes of the result add up to its sum.
+/// The same for a row of n columns; the lanes of the results add up to its sums.
 template <bool kPairs, bool kBound>
-inline F weigh_row(float* s, std::int64_t n, F factor, F shift) {
-  F sum{};
+inline Sums weigh_row(float* s, std::int64_t n, F factor, F shift) {
+  Sums sums;
   std::int64_t j = 0;
   for (; j + kTogether * kLanes <= n; j += kTogether * kLanes) {
-    weigh<kPairs, kBound, kTogether>(s, j, factor, shift, sum);
+    weigh<kPairs, kBound, kTogether>(s, j, factor, shift, sums);
   }
-  for (; j < n; j += kLanes) weigh<kPairs, kBound, 1>(s, j, factor, shift, sum);
-  return sum;
+  for (; j < n; j += kLanes) weigh<kPairs, kBound, 1>(s, j, factor, shift, sums);
+  return sums;
 }
 
-/// The same for rows [begin, begin + rows), at most kLanes of them; lane i of the result is the sum
-/// of row i.
+/// The same for rows [begin, begin + rows), at most kLanes of them; lanes i of the results are the
+/// sums of row i.
 template <bool kPairs, bool kBound>
-inline F weigh_rows(const SoftmaxTile& t, std::int64_t begin, std::int64_t rows, F factor,
-                    const float* shift) {
-  F sums[kLanes];
-  for (std::int64_t i = rows; i < kLanes; ++i) sums[i] = F{};
+inline Sums weigh_rows(const SoftmaxTile& t, std::int64_t begin, std::int64_t rows, F factor,
+                       const float* shift) {
+  F exact[kLanes];
+  F rounded[kLanes];
+  for (std::int64_t i = rows; i < kLanes; ++i) exact[i] = rounded[i] = F{};
   for (std::int64_t i = 0; i < rows; ++i) {
-    sums[i] = weigh_row<kPairs, kBound>(t.s + (begin + i) * t.stride, padded(t.keys), factor,
-                                        splat(shift[i]));
+    const Sums sums = weigh_row<kPairs, kBound>(t.s + (begin + i) * t.stride, padded(t.keys),
+                                                factor, splat(shift[i]));
+    exact[i] = sums.exact;
+    if constexpr (kPairs) rounded[i] = sums.rounded;
   }
-  return sum_rows(sums);
+  Sums all;
+  all.exact = sum_rows(exact);
+  if constexpr (kPairs) all.rounded = sum_rows(rounded);
+  return all;
 }
 
 /// The largest scores of rows [begin, begin + rows), in log2 units; scores are then ready for
@@ -179,6 +197,11 @@ inline F top_of_rows(const SoftmaxTile& t, const Units& units, std::int64_t begi
   return max_rows(tops) * factor;
 }
 
+/// x = x * factor + more for `rows` values, at most kLanes.
+inline void add_to(float* x, F factor, F more, std::int64_t rows) {
+  store_some(x, load_some(x, rows) * factor + more, rows);
+}
+
 /// kLanes rows at a time: their maxima and factors are one vector, and no row's exponentials wait
 /// for the maximum of the row before.
 template <bool kPairs>
@@ -197,9 +220,10 @@ void softmax_of(const SoftmaxTile& t) {
         select(at_least(splat(kMinusInfinity), now), F{}, now);  // merge.h: reference()
     store(shift, against);
     const F rescale = select(at_least(before, now), splat(1.0F), exp2(before - against));
-    const F sum = weigh_rows<kPairs, false>(t, begin, rows, factor, shift);
+    const Sums sums = weigh_rows<kPairs, false>(t, begin, rows, factor, shift);
     store_some(t.factor + begin, rescale, rows);
-    store_some(t.sum + begin, load_some(t.sum + begin, rows) * rescale + sum, rows);
+    add_to(t.sum + begin, rescale, sums.exact, rows);
+    if constexpr (kPairs) add_to(t.rounded + begin, rescale, sums.rounded, rows);
     store_some(t.max + begin, now, rows);
   }
 }
@@ -226,19 +250,22 @@ Trial softmax_again_of(const SoftmaxTile& t) {
     return Trial::kNot;
   }
   const Units units(t.scoring);
+  [[maybe_unused]] float rounded[kMostRows];
   Lanes large = lanes_of(0);
   for (std::int64_t begin = 0; begin < t.rows; begin += kLanes) {
     const std::int64_t rows = t.rows - begin < kLanes ? t.rows - begin : kLanes;
     if (!guess_references(t, units.inner, begin, rows)) {
       return begin == 0 ? Trial::kNot : Trial::kSpoilt;
     }
-    const F sum = weigh_rows<kPairs, true>(t, begin, rows, units.inner, t.max + begin);
-    large |= not_below(sum, splat(kTooLarge));
-    store_some(t.factor + begin, sum, rows);
+    const Sums sums = weigh_rows<kPairs, true>(t, begin, rows, units.inner, t.max + begin);
+    large |= not_below(sums.exact, splat(kTooLarge));
+    store_some(t.factor + begin, sums.exact, rows);
+    if constexpr (kPairs) store_some(rounded + begin, sums.rounded, rows);
   }
   if (any(large)) return Trial::kSpoilt;
   for (std::int64_t i = 0; i < t.rows; ++i) {
     t.sum[i] += t.factor[i];
+    if constexpr (kPairs) t.rounded[i] += rounded[i];
     t.factor[i] = 1.0F;
   }
   return Trial::kDone;
@@ -288,7 +315,7 @@ bool finish(const Finish& t) {
   for (std::int64_t i = 0; i < t.rows; i += kLanes) {
     const std::int64_t rows = t.rows - i;
     const F sum = load_some(t.sum + i, rows);
-    store_some(t.factor + i, 1.0F / sum, rows);
+    store_some(t.factor + i, 1.0F / load_some(t.weights + i, rows), rows);
     store_some(t.lse + i, load_some(t.max + i, rows) * kLn2 + log(sum), rows);
   }
   return true;

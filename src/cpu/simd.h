@@ -284,6 +284,9 @@ inline F dot(F sum, F a, F b) {
   return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
 }
 
+/// Words of two ones.
+inline F ones() { return as_float(splat_int(0x3F803F80)); }
+
 /// The 2 * kLanes values of `low`, then `high`, rounded.
 inline F round_to_bf16(F low, F high) {
   return reinterpret_cast<F>(_mm512_cvtne2ps_pbh(high, low));

@@ -344,14 +344,34 @@ TEST_P(Kernels, SoftmaxKeepsItsStateOverTilesAndIgnoresMaskedScores) {
   float max = -std::numeric_limits<float>::infinity();
   float sum = 0.0F;
   float factor = 0.0F;
-  table().softmax(
-      {false, first.data(), stride, 1, keys, nullptr, 0, {kLn2, 0.0F}, &max, &sum, &factor});
+  table().softmax({false,
+                   first.data(),
+                   stride,
+                   1,
+                   keys,
+                   nullptr,
+                   0,
+                   {kLn2, 0.0F},
+                   &max,
+                   &sum,
+                   &factor,
+                   nullptr});
   EXPECT_FLOAT_EQ(max, 3.0F);
   EXPECT_EQ(sum, 37.0F);
   EXPECT_EQ(first[36], 1.0F);
   EXPECT_EQ(first[37], 0.0F);
-  table().softmax(
-      {false, second.data(), stride, 1, keys, bits.data(), 1, {kLn2, 0.0F}, &max, &sum, &factor});
+  table().softmax({false,
+                   second.data(),
+                   stride,
+                   1,
+                   keys,
+                   bits.data(),
+                   1,
+                   {kLn2, 0.0F},
+                   &max,
+                   &sum,
+                   &factor,
+                   nullptr});
   EXPECT_FLOAT_EQ(max, 15.0F);
   EXPECT_FLOAT_EQ(factor, 0x1p-12F);
   EXPECT_FLOAT_EQ(sum, 37.0F * 0x1p-12F + 3.0F);
@@ -398,7 +418,8 @@ TEST_P(Kernels, AReferenceThatIsNearlyTheMaximumStays) {
   float max = 3.0F;
   float sum = 1.0F;
   float factor = 0.0F;
-  const SoftmaxTile tile{false, s.data(), 32, 1, 32, nullptr, 0, {kLn2, 0.0F}, &max, &sum, &factor};
+  const SoftmaxTile tile{false, s.data(),     32,   1,    32,      nullptr,
+                         0,     {kLn2, 0.0F}, &max, &sum, &factor, nullptr};
   table().softmax(tile);
   EXPECT_EQ(max, 3.0F);
   EXPECT_EQ(factor, 1.0F);
@@ -423,7 +444,8 @@ TEST_P(Kernels, RowsWithoutAReferenceTakeTheLargestOfTheirFirstScores) {
   float max = -inf;
   float sum = 0.0F;
   float factor = 0.0F;
-  const SoftmaxTile tile{false, s.data(), 32, 1, 32, nullptr, 0, {kLn2, 0.0F}, &max, &sum, &factor};
+  const SoftmaxTile tile{false, s.data(),     32,   1,    32,      nullptr,
+                         0,     {kLn2, 0.0F}, &max, &sum, &factor, nullptr};
   EXPECT_EQ(table().softmax_again(tile), Trial::kDone);
   EXPECT_FLOAT_EQ(max, 7.0F) << "that of sixteen, eight or four columns";
   EXPECT_FLOAT_EQ(sum, 30 * 0.25F + 1.0F + 4.0F);
@@ -443,6 +465,27 @@ TEST_P(Kernels, RowsWithoutAReferenceTakeTheLargestOfTheirFirstScores) {
     s.assign(32, none);
     max = -inf;
     EXPECT_NE(table().softmax_again(tile), Trial::kDone) << none;
+  }
+}
+
+TEST_P(Kernels, PairsAddUpTheWeightsThatTheyStore) {
+  if (table().pair_rows == nullptr) GTEST_SKIP() << GetParam() << " has no dot products of pairs";
+  for (const std::int64_t keys : {16, 64, 80}) {
+    std::vector<float> s(static_cast<std::size_t>(keys));
+    for (std::size_t i = 0; i < s.size(); ++i) s[i] = static_cast<float>(i) * -0.137F;
+    float max = 0.3F;
+    float sum = 1.0F;
+    float factor = 0.0F;
+    float rounded = 1.0F;
+    const SoftmaxTile tile{true, s.data(),     keys, 1,    keys,    nullptr,
+                           0,    {kLn2, 0.0F}, &max, &sum, &factor, &rounded};
+    EXPECT_EQ(table().softmax_again(tile), Trial::kDone);
+    const auto* stored = reinterpret_cast<const std::uint16_t*>(s.data());
+    float truth = 1.0F;
+    for (std::int64_t i = 0; i < keys; ++i) truth += bf16_to_float(stored[i]);
+    EXPECT_FLOAT_EQ(rounded, truth);
+    EXPECT_NE(rounded, sum);
+    EXPECT_NEAR(rounded, sum, 0x1p-9F * sum);
   }
 }
 
@@ -481,7 +524,7 @@ TEST_P(Kernels, FinishIsWithinAnUlpAndAHalfOfTheLogarithm) {
   std::vector<float> sum(kRows);
   std::vector<float> factor(kRows);
   std::vector<float> lse(kRows);
-  const Finish rows{max.data(), sum.data(), kRows, factor.data(), lse.data()};
+  const Finish rows{max.data(), sum.data(), kRows, factor.data(), lse.data(), sum.data()};
   double most = 0.0;
   for (int n = 0; n < 20'000; ++n) {
     for (float& x : sum) {
@@ -517,9 +560,10 @@ TEST_P(Kernels, ScoresOfAnySizeAboveTheReferenceAreNotTakenForSmallOnes) {
     float max = 0.0F;
     float sum = 1.0F;
     float factor = 1.0F;
-    EXPECT_EQ(table().softmax_again(
-                  {false, s.data(), 32, 1, 32, nullptr, 0, {kLn2, 0.0F}, &max, &sum, &factor}),
-              Trial::kSpoilt)
+    EXPECT_EQ(
+        table().softmax_again(
+            {false, s.data(), 32, 1, 32, nullptr, 0, {kLn2, 0.0F}, &max, &sum, &factor, nullptr}),
+        Trial::kSpoilt)
         << large;
     EXPECT_EQ(sum, 1.0F);
   }
@@ -531,7 +575,8 @@ TEST_P(Kernels, RowsThatSeeNothingKeepAnEmptyState) {
   float max = -std::numeric_limits<float>::infinity();
   float sum = 0.0F;
   float factor = 0.0F;
-  table().softmax({false, s.data(), 48, 1, 20, &none, 1, {kLn2, 0.0F}, &max, &sum, &factor});
+  table().softmax(
+      {false, s.data(), 48, 1, 20, &none, 1, {kLn2, 0.0F}, &max, &sum, &factor, nullptr});
   EXPECT_EQ(max, -std::numeric_limits<float>::infinity());
   EXPECT_EQ(sum, 0.0F);
   EXPECT_EQ(factor, 1.0F);
