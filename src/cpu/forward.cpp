@@ -235,11 +235,15 @@ void attend_keys(const Work& w, const PlaneKeys& keys, const Range& share, const
 }
 
 /// Is it better to read a plane's values where they lie? Packing them pays if many query tiles
-/// read them, and is needed to know what hidden ones hold.
+/// read them or rows do not begin with cache lines, and is needed to know what hidden ones hold.
 bool values_in_place(const Work& w, const Tasks::Share& plane) {
   const Problem& p = w.step.plan.problem();
   if (w.operands.format != Format::kFloat32 || p.value_dim % kPanel != 0) return false;
   if (plane.units.size() > kUnits) return false;
+  const Region rows =
+      rows_of(w.step.value, plane.plane / p.kv_heads, 0, plane.plane % p.kv_heads, 1);
+  const auto begin = reinterpret_cast<std::uintptr_t>(rows.first);
+  if (((begin | static_cast<std::uintptr_t>(rows.step)) & 63U) != 0) return false;
   for (std::int64_t u = plane.units.begin; u < plane.units.end; ++u) {
     for (std::int64_t j = 0; j < w.step.schedule.keys.count(); ++j) {
       const std::int64_t head = w.head_of(plane.plane, u);

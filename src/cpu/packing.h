@@ -53,7 +53,7 @@ constexpr std::int64_t kAhead = 8;
 
 /// All zeros if and only if x is finite: to be gathered by or, which waits for one cycle where a
 /// sum waits for four.
-inline I poison_of(F x) { return as_int(x - x); }
+inline I poison_of(F x) { return as_int(x - x); }  // NOLINT(misc-redundant-expression)
 
 // What to pack comes by value: stores of floats would make the compiler read it again.
 
