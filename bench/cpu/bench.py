@@ -24,20 +24,36 @@ class Row:
     ratio: str = ''                 # '': share of the peak; 'rate', 'time', 'overhead': of two cases
     unit: str = '%'
     head_dim: int = 0               # rows with a roof: see roof()
+    arithmetic: float = 0           # 'overhead': time at the peak, us
 
 
-def roof(row, peaks):
-    """The port model's limit, % of the peak: for one vector of scores, multiply-adds over all operations of the ports
-    that multiply. Beside 2 (backward: 5) products over D there are 13 operations of softmax (15 of its gradient,
-    docs/performance.md). A dot product of pairs counts as many operations as the two measured peaks say."""
-    if not row.head_dim:
+# Cycles that softmax and its gradient take for 16 scores, by llvm-mca's models of Zen 4 and Sapphire Rapids (counts.py),
+# and vectors of 16 multiply-adds a cycle.
+PORTS = {'AMD': {'forward': {'avx2': 12.8, 'avx512': 8.8, 'avx512_bf16': 9.1},
+                 'backward': {'avx2': 16.4, 'avx512': 9.1, 'avx512_bf16': 11.0}, 'rate': {'avx2': 1, 'avx512': 1}},
+         'Intel': {'forward': {'avx2': 11.0, 'avx512': 8.6, 'avx512_bf16': 10.2},
+                   'backward': {'avx2': 16.6, 'avx512': 8.6, 'avx512_bf16': 12.2}, 'rate': {'avx2': 1, 'avx512': 2}}}
+
+
+def roof(row, peaks, device):
+    """The row's limit, %. Shares of the peak: products of 2 (backward: 5) times D multiply-adds for a vector of scores,
+    and beside them what the port model says of softmax; a dot product of pairs takes what the two measured peaks say.
+    Ratios: two cores are twice one, a mask has no better rate than none, a ring takes no less time than one rank. None:
+    not known."""
+    if row.ratio == 'time':
+        return 100
+    if row.ratio == 'rate':
+        return None if row.name.startswith('GQA') else 100 * row.threads[0]
+    vendor = next((v for v in PORTS if v in device), None)
+    if not row.head_dim or vendor is None:
         return None
-    products, others = (2 * row.head_dim, 13) if row.which == 'forward' else (5 * row.head_dim, 15)
+    products = (2 if row.which == 'forward' else 5) * row.head_dim
     if row.isa == 'avx512_bf16':
         if not (peaks.get('avx512') and peaks.get('avx512_bf16')):
             return None
         products *= statistics.median(peaks['avx512']) / statistics.median(peaks['avx512_bf16'])
-    return 100 * products / (products + others)
+    products /= PORTS[vendor]['rate']['avx2' if row.isa == 'avx2' else 'avx512']
+    return 100 * products / (products + PORTS[vendor][row.which][row.isa])
 
 
 def rows():
@@ -104,7 +120,8 @@ class Bench:
         if row.ratio == '':
             return 100 * got[0]['peak_share']
         if row.ratio == 'overhead':
-            return got[0]['ms_median'] * 1e3 - got[0]['flops'] / got[0]['peak_gflops'] * 1e-3
+            row.arithmetic = got[0]['flops'] / got[0]['peak_gflops'] * 1e-3
+            return got[0]['ms_median'] * 1e3 - row.arithmetic
         if row.ratio == 'time':
             return 100 * got[0]['ms_median'] / got[1]['ms_median']
         # Clocks change between the two: compare shares of the peak of one thread.
@@ -186,6 +203,7 @@ def main():
     info = json.loads(subprocess.run([a.tool, 'info', '--json'], capture_output=True, text=True, check=True).stdout)
     a.isas = next(b['instruction_sets'] for b in info['backends'] if b['name'] == 'cpu')
     cores = len(os.sched_getaffinity(0))
+    device = str(info['devices'][0])
     bench = Bench(a.tool, a.wrapper.split(), a.repeats)
     wanted = [] if a.peers_only else [r for r in rows() if re.search(a.rows, r.name)]
     figures = {r.name: [] for r in wanted}
@@ -198,7 +216,7 @@ def main():
     for r in wanted:
         got = figures[r.name]
         line = dict(row=r.name, bar=r.bar, unit=r.unit, isa=r.isa, cases=r.cases, least_is_best=r.ratio in ('time', 'overhead'),
-                    roof=roof(r, bench.peaks))
+                    roof=roof(r, bench.peaks, device), arithmetic=r.arithmetic)
         if got:
             line.update(figure=statistics.median(got), low=min(got), high=max(got), met=met(r, statistics.median(got)))
             verdict = 'met' if line['met'] else 'missed'

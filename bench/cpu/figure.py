@@ -1,20 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draws the table of bars: each row's figure and spread as a part of the machine's limit, the bar it has to reach (blue)
-and, where the port model gives one, the most that it could reach (red, dashed)."""
+and, where a count gives one, the most that it could reach (red, dashed)."""
 from html import escape
 
 WIDTH, LEFT, STEP, TOP = 760, 270, 20, 34
 
 
+def as_share(t):
+    """A time over the arithmetic's own as a share of the peak."""
+    if t['unit'] != 'us':
+        return t
+    share = lambda over: 100 * t['arithmetic'] / (t['arithmetic'] + over)
+    return dict(t, row=f'{t["row"]}, as a share', figure=share(t['figure']), low=share(t['high']), high=share(t['low']),
+                bar=share(t['bar']))
+
+
 def draw(table):
-    """SVG of the rows that are shares of the multiply-add peak (the roof, 100 %) or of another rate."""
-    lines = [t for t in table if 'figure' in t and t['unit'] == '%']
+    """SVG of the rows, as shares of the multiply-add peak (the roof, 100 %) or of another rate."""
+    lines = [as_share(t) for t in table if 'figure' in t]
     height = TOP + STEP * len(lines) + 30
     most = 200.0
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" '
            f'font-size="11">', f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
            '<text x="8" y="16" font-weight="bold">Share of the limit: the peak of the same run, or the other rate of '
-           'the row. Blue: the bar; red: the roof of the port model</text>']
+           'the row. Blue: the bar; red: the limit, of ports or of cores</text>']
 
     def x(v):
         return LEFT + (WIDTH - LEFT - 60) * min(v, most) / most

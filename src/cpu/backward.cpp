@@ -76,7 +76,7 @@ PassCounts backward(const BackwardStep& step) {
   w.dquery = reinterpret_cast<float*>(step.state.data());
   w.lse = w.dquery + state_rows(step.plan) * padded(p.head_dim);
   w.delta = w.lse + state_rows(step.plan);
-  if (step.first) prepare(step, w);
+  if (step.first) prepare(step, w, operands.kernels);
   if (!step.continued) pack_rows(step, w, operands);
   const std::int64_t heads = p.batch * p.query_heads;
   for (std::int64_t n = 0; n < heads * step.schedule.queries.count(); ++n) {
@@ -84,17 +84,19 @@ PassCounts backward(const BackwardStep& step) {
   }
   const PackedBlock block(step.plan, Pass::kBackward);
   const std::int64_t planes = p.batch * p.kv_heads;
-  PassCounts counts =
-      run_tickets(step.executor, planes * step.schedule.keys.count(),
-                  [&](std::int64_t worker, std::int64_t ticket, PassCounts& own) {
-                    Carver scratch({w.scratch + static_cast<std::size_t>(worker) * w.scratch_bytes,
-                                    w.scratch_bytes});
-                    // Key tiles in order, neighbours in different heads: threads seldom meet at one
-                    // dQ tile.
-                    Task(step, w, carve_task(step.plan, scratch), operands, block, ticket % planes,
-                         ticket / planes)
-                        .run(own);
-                  });
+  const std::int64_t tickets = planes * step.schedule.keys.count();
+  PassCounts counts = run_tickets(
+      step.executor, tickets, [&](std::int64_t worker, std::int64_t ticket, PassCounts& own) {
+        Carver scratch(
+            {w.scratch + static_cast<std::size_t>(worker) * w.scratch_bytes, w.scratch_bytes});
+        // Key tiles in order, neighbours in different heads: threads seldom meet at one
+        // dQ tile.
+        const std::int64_t next = ticket + step.executor.threads();
+        const bool packs = step.shared == nullptr && next < tickets;
+        Task(step, w, carve_task(step.plan, scratch), operands, block,
+             {ticket % planes, ticket / planes}, {next % planes, packs ? next / planes : -1})
+            .run(own);
+      });
   if (step.last) finish_queries(step, w, operands.kernels);
   counts.flops = flops(p, Pass::kBackward, counts.pairs);
   return counts;

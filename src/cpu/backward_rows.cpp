@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
-#include <numeric>
 
 #include "dtype.h"
 #include "merge.h"
@@ -16,43 +15,6 @@ const std::byte* rows_at(const ConstTensorView& v, std::int64_t b, std::int64_t 
   return static_cast<const std::byte*>(v.data) + offset(v, b, i, h) * size_of(v.dtype);
 }
 
-/// sum over d of out * dout of one row, in a fixed order; 0 and `zero` if out is 0 everywhere.
-template <DType kOut, DType kDout>
-double dot_of_row(const void* out, const void* dout, std::int64_t n, bool& zero) {
-  constexpr std::int64_t kSums = 8;  // chains that do not wait for each other
-  double sums[kSums] = {};
-  double nonzero[kSums] = {};
-  const auto add = [&](std::int64_t d, std::int64_t l) {
-    const double x = load(kOut, out, d + l);
-    nonzero[l] = std::max(nonzero[l], x != 0.0 ? 1.0 : 0.0);
-    sums[l] += x * load(kDout, dout, d + l);
-  };
-  std::int64_t d = 0;
-  for (; d + kSums <= n; d += kSums) {
-    for (std::int64_t l = 0; l < kSums; ++l) add(d, l);
-  }
-  for (std::int64_t l = 0; l < n - d; ++l) add(d, l);
-  zero = std::accumulate(std::begin(nonzero), std::end(nonzero), 0.0) == 0.0;
-  return std::accumulate(std::begin(sums), std::end(sums), 0.0);
-}
-
-/// `out` may be kept in float32 where `dout` is not.
-double dot_of_row(DType out_type, const void* out, DType dout_type, const void* dout,
-                  std::int64_t n, bool& zero) {
-  const auto with_out = [&]<DType kOut>() {
-    switch (dout_type) {
-      case DType::kBFloat16: return dot_of_row<kOut, DType::kBFloat16>(out, dout, n, zero);
-      case DType::kFloat16: return dot_of_row<kOut, DType::kFloat16>(out, dout, n, zero);
-      default: return dot_of_row<kOut, DType::kFloat32>(out, dout, n, zero);
-    }
-  };
-  switch (out_type) {
-    case DType::kBFloat16: return with_out.template operator()<DType::kBFloat16>();
-    case DType::kFloat16: return with_out.template operator()<DType::kFloat16>();
-    default: return with_out.template operator()<DType::kFloat32>();
-  }
-}
-
 /// Rows that one task prepares or finishes.
 constexpr std::int64_t kChunk = 128;
 
@@ -61,18 +23,23 @@ float lse_at(const BackwardStep& step, std::int64_t b, std::int64_t h, std::int6
 }
 
 /// Fills lse and delta of rows of one head.
-void prepare_rows(const BackwardStep& step, const BackwardPieces& w, std::int64_t bh, Range rows) {
+void prepare_rows(const BackwardStep& step, const BackwardPieces& w, const KernelTable& k,
+                  std::int64_t bh, Range rows) {
   const Problem& p = step.plan.problem();
   const std::int64_t b = bh / p.query_heads;
   const std::int64_t h = bh % p.query_heads;
   const std::int64_t seq = step.query.dim(1);
+  double dots[kChunk];
+  bool zeros[kChunk];
+  k.dot_rows({format_of(step.out.dtype), rows_at(step.out, b, rows.begin, h), step.out.stride(1),
+              format_of(step.dout.dtype), rows_at(step.dout, b, rows.begin, h), step.dout.stride(1),
+              rows.size(), p.value_dim, dots, zeros});
   for (std::int64_t i = rows.begin; i < rows.end; ++i) {
     const float lse = lse_at(step, b, h, i);
-    bool zero = true;
-    double delta = dot_of_row(step.out.dtype, rows_at(step.out, b, i, h), step.dout.dtype,
-                              rows_at(step.dout, b, i, h), p.value_dim, zero);
+    double delta = dots[i - rows.begin];
     // A row that saw nothing has out 0 and does not look at dout, which may be anything there.
-    if (zero && step.sinks != nullptr && static_cast<float>(step.sinks[h]) == lse) delta = 0.0;
+    if (zeros[i - rows.begin] && step.sinks != nullptr && static_cast<float>(step.sinks[h]) == lse)
+      delta = 0.0;
     if (step.dlse.present()) {
       delta -= static_cast<const float*>(step.dlse.data)[offset(step.dlse, b, h, i)];
     }
@@ -122,12 +89,12 @@ void pack_tile(const Operands& o, const PackedRows& to, std::int64_t n, Widen w)
 
 }  // namespace
 
-void prepare(const BackwardStep& step, const BackwardPieces& w) {
+void prepare(const BackwardStep& step, const BackwardPieces& w, const KernelTable& k) {
   const std::int64_t seq = step.query.dim(1);
   const std::int64_t row = padded(step.plan.problem().head_dim);
   for_chunks(step, [&](std::int64_t bh, Range rows) {
     std::fill_n(w.dquery + (bh * seq + rows.begin) * row, (rows.end - rows.begin) * row, 0.0F);
-    prepare_rows(step, w, bh, rows);
+    prepare_rows(step, w, k, bh, rows);
   });
   if (step.dsinks == nullptr) return;
   step.executor.run(step.plan.problem().query_heads, [&](std::int64_t h) {

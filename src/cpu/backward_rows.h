@@ -37,7 +37,7 @@ struct BackwardPieces {
   std::size_t scratch_bytes;
 };
 
-void prepare(const BackwardStep& step, const BackwardPieces& w);
+void prepare(const BackwardStep& step, const BackwardPieces& w, const KernelTable& k);
 
 /// Packs the query and dout rows that all key tiles take, of every step.
 void pack_rows(const BackwardStep& step, const BackwardPieces& w, const Operands& o);

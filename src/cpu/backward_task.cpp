@@ -27,7 +27,7 @@ TaskScratch carve_task(const Plan& plan, Carver& carver) {
 }
 
 Task::Task(const BackwardStep& step, const BackwardPieces& pieces, const TaskScratch& scratch,
-           const Operands& operands, const PackedBlock& block, std::int64_t bg, std::int64_t j)
+           const Operands& operands, const PackedBlock& block, const Keys& keys, const Keys& next)
     : step_(step),
       p_(step.plan.problem()),
       w_(pieces),
@@ -38,10 +38,11 @@ Task::Task(const BackwardStep& step, const BackwardPieces& pieces, const TaskScr
       ds_row_(row_stride(operands.words(step.schedule.keys.size))),
       d_(row_stride(p_.head_dim)),
       v_(row_stride(p_.value_dim)),
-      b_(bg / p_.kv_heads),
-      g_(bg % p_.kv_heads),
-      j_(j),
-      keys_(step.schedule.keys[j]),
+      b_(keys.plane / p_.kv_heads),
+      g_(keys.plane % p_.kv_heads),
+      j_(keys.tile),
+      next_(next),
+      keys_(step.schedule.keys[j_]),
       packed_(load_keys(block)) {}
 
 PackedTile Task::load_keys(const PackedBlock& block) {
@@ -102,9 +103,13 @@ void Task::run(PassCounts& counts) {
     ranges.visited[0] = {0, queries.count()};
     ranges.visited[1] = {};
   }
+  const Range& end = ranges.visited[ranges.visited[1].empty() ? 0 : 1];
   for (std::int64_t h = g_ * group; h < (g_ + 1) * group; ++h) {
     for (const Range& tiles : ranges.visited) {
-      for (std::int64_t i = tiles.begin; i < tiles.end; ++i) attend(h, i, counts);
+      for (std::int64_t i = tiles.begin; i < tiles.end; ++i) {
+        last_ = h == (g_ + 1) * group - 1 && i == end.end - 1;
+        attend(h, i, counts);
+      }
     }
   }
   flush();
@@ -155,9 +160,10 @@ void Task::split(Pending& tile, const TileBits& bits) const {
   }
 }
 
-/// A buffer for the next dS.
+/// A buffer for the next dS: if nothing waits always the same one, which is still near.
 float* Task::take_slot() {
   if (count_ == kAhead) add_first();
+  if (count_ == 0) begin_ = 0;
   return x_.tiles_ds[(begin_ + count_) % kAhead];
 }
 
@@ -185,12 +191,34 @@ void Task::weigh(const Pending& tile, const Part& part, const TileBits* bits, fl
   const std::int64_t q = packed(tile);
   const float* query = w_.query.left + q * w_.query.left_size + rows.begin * w_.query.left_row;
   const float* dout = w_.dout.left + q * w_.dout.left_size + rows.begin * w_.dout.left_row;
-  k_.product({o_.pairs, query, w_.query.left_row, false, packed_.keys_t + keys.begin, stride_,
-              x_.s + at, stride_, m, padded(n), o_.words(p_.head_dim), false, dout,
-              m * w_.dout.left_row * 4});
-  k_.product({o_.pairs, dout, w_.dout.left_row, false, packed_.values_t + keys.begin, stride_,
-              dp + at, stride_, m, padded(n), o_.words(p_.value_dim), false,
-              dquery_of(tile, rows.begin), m * padded(p_.head_dim) * 4});
+  // Each product asks for what the next ones read.
+  const Region more = o_.pairs ? right_of(w_.dout, tile, part) : Region{};
+  k_.product({o_.pairs,
+              query,
+              w_.query.left_row,
+              false,
+              packed_.keys_t + keys.begin,
+              stride_,
+              x_.s + at,
+              stride_,
+              m,
+              padded(n),
+              o_.words(p_.head_dim),
+              false,
+              {{dout, m * w_.dout.left_row * 4, 1}}});
+  k_.product({o_.pairs,
+              dout,
+              w_.dout.left_row,
+              false,
+              packed_.values_t + keys.begin,
+              stride_,
+              dp + at,
+              stride_,
+              m,
+              padded(n),
+              o_.words(p_.value_dim),
+              false,
+              {{dquery_of(tile, rows.begin), m * padded(p_.head_dim) * 4, 1}, more}});
   const std::int64_t row = row_of(tile, rows.begin);
   const std::int64_t words = bits ? bits->words : 0;
   const std::uint64_t* seen = bits ? bits->bits + rows.begin * words + keys.begin / 64 : nullptr;
@@ -209,22 +237,45 @@ void Task::weigh(const Pending& tile, const Part& part, const TileBits* bits, fl
                w_.delta + row});
 }
 
+/// What the next task packs.
+void Task::ask_for_next(Region& keys, Region& values) const {
+  const Tile tile = step_.schedule.keys[next_.tile];
+  const std::int64_t b = next_.plane / p_.kv_heads;
+  const std::int64_t g = next_.plane % p_.kv_heads;
+  keys = rows_of(step_.key, b, tile.row, g, tile.rows);
+  values = rows_of(step_.value, b, tile.row, g, tile.rows);
+}
+
+/// The rows of a part of a query tile as the right side of products.
+Region Task::right_of(const PackedRows& x, const Pending& tile, const Part& part) const {
+  const std::int64_t begin = o_.words(part.rows.begin);
+  return {x.right + packed(tile) * x.right_size + begin * x.right_row,
+          (o_.words(part.rows.end) - begin) * x.right_row * std::int64_t{sizeof(float)}, 1};
+}
+
 /// dV += P^T dO, dK += dS^T Q.
 void Task::add_to_keys(const Pending& tile, const Part& part, const TileBits* bits,
                        const float* dp) {
   const std::int64_t q = packed(tile);
   const std::int64_t row = o_.words(part.rows.begin);
+  Region before = o_.pairs ? right_of(w_.query, tile, part) : Region{};
+  Region after;  // of the next tile, or of the next task's keys
+  if (part.rows.end == step_.schedule.queries[tile.i].rows) {
+    after = {w_.query.left + (q + 1) * w_.query.left_size,
+             w_.query.left_size * std::int64_t{sizeof(float)}, 1};
+    if (last_ && next_.tile >= 0) ask_for_next(before, after);
+  }
   add_transposed(part, bits, x_.s, w_.dout.right + q * w_.dout.right_size + row * v_, v_,
-                 p_.value_dim, x_.dvalue, w_.dout.finite[q] != 0);
+                 p_.value_dim, x_.dvalue, w_.dout.finite[q] != 0, before);
   add_transposed(part, bits, dp, w_.query.right + q * w_.query.right_size + row * d_, d_,
-                 p_.head_dim, x_.dkey, w_.query.finite[q] != 0);
+                 p_.head_dim, x_.dkey, w_.query.finite[q] != 0, after);
   empty_ = false;
 }
 
 /// out [N, columns] += weights^T x; the rows of x and out are `row` floats.
 void Task::add_transposed(const Part& part, const TileBits* bits, const float* weights,
                           const float* x, std::int64_t row, std::int64_t columns, float* out,
-                          bool finite) {
+                          bool finite, const Region& next) {
   const std::int64_t rows = part.rows.end - part.rows.begin;
   const std::int64_t keys = part.keys.end - part.keys.begin;
   weights += part.rows.begin * stride_ + part.keys.begin;
@@ -235,8 +286,19 @@ void Task::add_transposed(const Part& part, const TileBits* bits, const float* w
                                 bits->words, rows, keys, x, row, columns, out, row});
   } else {
     // Words of two rows lie in every other row.
-    k_.product({o_.pairs, weights, o_.pairs ? 2 * stride_ : stride_, true, x, row, out, row, keys,
-                padded(columns), o_.words(rows), !empty_});
+    k_.product({o_.pairs,
+                weights,
+                o_.pairs ? 2 * stride_ : stride_,
+                true,
+                x,
+                row,
+                out,
+                row,
+                keys,
+                padded(columns),
+                o_.words(rows),
+                !empty_,
+                {next}});
   }
 }
 

@@ -33,9 +33,14 @@ TaskScratch carve_task(const Plan& plan, Carver& carver);
 
 class Task {
  public:
-  /// Tile `j` of plane `bg`, a (batch row, kv head).
+  /// A key tile of a plane, a (batch row, kv head).
+  struct Keys {
+    std::int64_t plane, tile;
+  };
+
+  /// `next`: what this thread takes after it, probably; tile -1: nothing.
   Task(const BackwardStep& step, const BackwardPieces& pieces, const TaskScratch& scratch,
-       const Operands& operands, const PackedBlock& block, std::int64_t bg, std::int64_t j);
+       const Operands& operands, const PackedBlock& block, const Keys& keys, const Keys& next);
 
   void run(PassCounts& counts);
 
@@ -64,7 +69,10 @@ class Task {
   void weigh(const Pending& tile, const Part& part, const TileBits* bits, float* dp);
   void add_to_keys(const Pending& tile, const Part& part, const TileBits* bits, const float* dp);
   void add_transposed(const Part& part, const TileBits* bits, const float* weights, const float* x,
-                      std::int64_t row, std::int64_t columns, float* out, bool finite);
+                      std::int64_t row, std::int64_t columns, float* out, bool finite,
+                      const Region& next);
+  void ask_for_next(Region& keys, Region& values) const;
+  Region right_of(const PackedRows& x, const Pending& tile, const Part& part) const;
   float* take_slot();
   void flush();
   void add_first();
@@ -99,6 +107,8 @@ class Task {
   const Operands& o_;
   const KernelTable& k_;
   std::int64_t stride_, ds_row_, d_, v_, b_, g_, j_;
+  Keys next_;
+  bool last_ = false;  // at the last query tile
   Tile keys_;
   PackedTile packed_;
   bool empty_ = true;  // dkey and dvalue are not written yet

@@ -142,6 +142,8 @@ std::optional<std::string> CpuBackend::why_not(const Problem& problem,
   return std::nullopt;
 }
 
+static_assert(TileBits::kMaxRows <= cpu::kMostRows);
+
 TileShape CpuBackend::tiles(const Problem&, const TileHint& hint, Pass) const {
   // 96 = 16 blocks of 6 rows or 8 of 12; a tile of 96 x 128 scores and its panels stay in L2.
   const auto clamp = [](std::int64_t asked, std::int64_t usual, std::int64_t most) {

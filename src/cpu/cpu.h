@@ -71,6 +71,14 @@ inline std::byte* element(const TensorView& v, std::int64_t at) {
   return static_cast<std::byte*>(v.data) + at * size_of(v.dtype);
 }
 
+/// Rows of one batch row and head, from `row` on, where a tensor keeps them.
+template <class View>
+Region rows_of(const View& v, std::int64_t b, std::int64_t row, std::int64_t h, std::int64_t rows) {
+  const std::int64_t size = size_of(v.dtype);
+  return {static_cast<const std::byte*>(v.data) + offset(v, b, row, h) * size, v.dim(3) * size,
+          rows, v.stride(1) * size};
+}
+
 /// Rows of a masked tile that are worked on together: each group goes as far as its own keys.
 inline constexpr std::int64_t kMaskedRows = 24;
 

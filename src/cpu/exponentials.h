@@ -8,9 +8,8 @@
 namespace ringattn::cpu {
 namespace {
 
-// exp2(x): 2^x for n vectors, relative error below 1.3e-7; 0 below 2^-125; x < 128. NaN for a NaN
-// whose low 9 bits are 0, as packing and the arithmetic make them. Each line is done for all
-// vectors before the next, because one vector alone waits for itself.
+// exp2(x): 2^x for n vectors, relative error below 1.3e-7; 0 below 2^-125; x < 128; NaN for NaN.
+// Each line is done for all vectors before the next, because one vector alone waits for itself.
 
 #if defined(__AVX2__)
 
@@ -99,8 +98,10 @@ inline void exp2(F (&x)[n]) {
     for (int i = 0; i < n; ++i) p[i] = p[i] * r[i] + coefficient;
   }
 #pragma GCC unroll 8
-  for (int i = 0; i < n; ++i)
-    x[i] = keep(normal[i], as_float(as_int(p[i]) + (as_int(shifted[i]) << 23)));
+  for (int i = 0; i < n; ++i) {
+    const I bits = as_int(p[i]) + (as_int(shifted[i]) << 23);
+    x[i] = keep(normal[i], as_float(bits | is_nan(p[i])));  // all ones: NaN
+  }
 }
 
 #endif

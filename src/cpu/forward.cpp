@@ -57,6 +57,7 @@ Scratch carve_scratch(const Plan& plan, Carver& carver) {
     unit.acc = carver.take_array<float>(tile.queries * padded(p.value_dim));
     unit.max = carver.take_array<float>(tile.queries);
     unit.sum = carver.take_array<float>(tile.queries);
+    if (Operands(plan).pairs) unit.rounded = carver.take_array<float>(tile.queries);
   }
   s.tile.s = carver.take_array<float>(tile.queries * row_stride(tile.keys));
   s.tile.factor = carver.take_array<float>(tile.queries);
@@ -138,6 +139,12 @@ struct Tasks {
   }
 };
 
+/// Is it better to read queries where they lie? Packing them pays if many key tiles meet them.
+bool query_in_place(const ForwardStep& step) {
+  constexpr std::int64_t kFew = 4;
+  return step.query.dtype == DType::kFloat32 && step.schedule.keys.count() <= kFew;
+}
+
 /// Where a unit keeps its accumulators and its packed query.
 UnitScratch place_of(const ForwardStep& step, const Pieces& w, const UnitScratch& scratch,
                      std::int64_t bh, std::int64_t i) {
@@ -148,25 +155,49 @@ UnitScratch place_of(const ForwardStep& step, const Pieces& w, const UnitScratch
     at.acc = w.state.acc + row * padded(step.plan.problem().value_dim);
     at.max = w.state.max + row;
     at.sum = w.state.sum + row;
+    if (w.state.rounded != nullptr) at.rounded = w.state.rounded + row;
   }
+  if (query_in_place(step)) at.query = nullptr;
   if (w.query != nullptr) at.query = w.query + (bh * queries.count() + i) * w.query_size;
   return at;
 }
 
-/// Units of a plane, at most kUnits, past all of their key tiles.
-void attend_keys(const ForwardStep& step, const Pieces& w, const Operands& operands,
-                 const Scratch& scratch, const PlaneKeys& keys, std::int64_t group,
-                 const Tasks::Share& share, PassCounts& counts) {
-  const std::int64_t first = share.units.begin;
-  const std::int64_t count = share.units.end - first;
+/// What a task works with.
+struct Work {
+  const ForwardStep& step;
+  const Pieces& pieces;
+  const Operands& operands;
+  const Scratch& scratch;
+  std::int64_t group;  // query heads of a kv head
+
+  std::int64_t head_of(std::int64_t plane, std::int64_t unit) const {
+    return plane * group + unit % group;
+  }
+};
+
+/// The first tile that may hold visible keys of any of these units.
+std::int64_t first_tile(const Work& w, const Range& units) {
+  const PairSchedule& schedule = w.step.schedule;
+  const Tile queries = schedule.queries[units.begin / w.group];
+  const Range tiles = visit(schedule.mask, queries.span, schedule.keys).visited[0];
+  return std::min(tiles.begin, schedule.keys.count() - 1);
+}
+
+/// Units of a plane, at most kUnits, past all of their key tiles. `next`: what this thread does
+/// after that, or no units.
+void attend_keys(const Work& w, const PlaneKeys& keys, const Range& share, const Tasks::Share& next,
+                 PassCounts& counts) {
+  const ForwardStep& step = w.step;
+  const bool packed = w.pieces.query != nullptr && step.continued;
+  const std::int64_t count = share.size();
   std::optional<Unit> units[kUnits];
   TileRanges ranges[kUnits];
   Range all[2] = {{INT64_MAX, 0}, {INT64_MAX, 0}};
   for (std::int64_t u = 0; u < count; ++u) {
-    const std::int64_t head = share.plane * group + (first + u) % group;
-    const std::int64_t i = (first + u) / group;
-    units[u].emplace(step, scratch.tile, place_of(step, w, scratch.units[u], head, i), operands,
-                     keys, head, i, w.query != nullptr && step.continued);
+    const std::int64_t head = w.head_of(keys.plane, share.begin + u);
+    const std::int64_t i = (share.begin + u) / w.group;
+    units[u].emplace(step, w.scratch.tile, place_of(step, w.pieces, w.scratch.units[u], head, i),
+                     w.operands, keys, head, i, packed);
     ranges[u] = units[u]->visited();
     for (int run = 0; run < 2; ++run) {
       if (ranges[u].visited[run].empty()) continue;
@@ -176,14 +207,26 @@ void attend_keys(const ForwardStep& step, const Pieces& w, const Operands& opera
   }
   for (int run = 0; run < 2; ++run) {
     for (std::int64_t j = all[run].begin; j < all[run].end; ++j) {
+      keys.need(j);
+      bool asked = false;  // for the keys of the next tile
       for (std::int64_t u = 0; u < count; ++u) {
         if (!ranges[u].visited[run].contains(j)) continue;
         Ahead ahead;
-        if (u == count - 1) {
-          if (j + 1 < all[run].end) ahead = keys.ahead(j + 1);
-        } else if (j == all[run].begin && w.state.acc != nullptr) {
+        if (j == all[run].begin && w.pieces.state.acc != nullptr && u + 1 < count) {
           ahead = units[u + 1]->ahead();
+        } else if (j + 1 == ranges[u].visited[run].end) {
+          if (step.last) units[u]->ask_for_rows(ahead);
+          if (u < next.units.size() && !packed) {
+            const std::int64_t unit = next.units.begin + u;
+            ask_for_query(step, w.head_of(next.plane, unit), unit / w.group, ahead);
+          }
         }
+        if (!asked && j + 1 < all[run].end) {
+          keys.ask_for(j + 1, ahead);
+        } else if (!asked && next.plane != keys.plane && !next.units.empty()) {
+          ask_for_keys(step, next.plane, first_tile(w, next.units), ahead);
+        }
+        asked = true;
         units[u]->attend(j, ahead, counts);
       }
     }
@@ -191,23 +234,53 @@ void attend_keys(const ForwardStep& step, const Pieces& w, const Operands& opera
   for (std::int64_t u = 0; u < count; ++u) units[u]->finish();
 }
 
-void run_task(const ForwardStep& step, const Pieces& w, const PackedBlock& block,
-              const Operands& operands, const Tasks& tasks, const Scratch& scratch,
-              std::int64_t worker, std::int64_t ticket, PassCounts& counts) {
-  const Tasks::Share share = tasks.share_of(ticket);
-  const std::int64_t key_tiles = step.schedule.keys.count();
-  PlaneKeys keys = step.shared != nullptr
-                       ? PlaneKeys{block, step.shared, share.plane * key_tiles}
-                       : PlaneKeys{block, w.packed, (share.plane + tasks.shift) * key_tiles};
-  if (ticket < tasks.whole) {
-    keys.first = worker * key_tiles;
-    for (std::int64_t j = 0; j < key_tiles; ++j) {
-      block.pack(step, share.plane, j, w.packed, keys.first + j);
+/// Is it better to read a plane's values where they lie? Packing them pays if many query tiles
+/// read them or rows do not begin with cache lines, and is needed to know what hidden ones hold.
+bool values_in_place(const Work& w, const Tasks::Share& plane) {
+  const Problem& p = w.step.plan.problem();
+  if (w.operands.format != Format::kFloat32 || p.value_dim % kPanel != 0) return false;
+  if (plane.units.size() > kUnits) return false;
+  const Region rows =
+      rows_of(w.step.value, plane.plane / p.kv_heads, 0, plane.plane % p.kv_heads, 1);
+  const auto begin = reinterpret_cast<std::uintptr_t>(rows.first);
+  if (((begin | static_cast<std::uintptr_t>(rows.step)) & 63U) != 0) return false;
+  for (std::int64_t u = plane.units.begin; u < plane.units.end; ++u) {
+    for (std::int64_t j = 0; j < w.step.schedule.keys.count(); ++j) {
+      const std::int64_t head = w.head_of(plane.plane, u);
+      const TileKind kind =
+          w.step.schedule.kind(head / p.query_heads, head % p.query_heads, u / w.group, j);
+      if (kind != TileKind::kFull) return false;
     }
   }
+  return true;
+}
+
+void run_task(const Work& w, const PackedBlock& block, const Tasks& tasks, std::int64_t worker,
+              std::int64_t ticket, PassCounts& counts) {
+  const Tasks::Share share = tasks.share_of(ticket);
+  const std::int64_t key_tiles = w.step.schedule.keys.count();
+  PlaneKeys keys{w.step, block, w.step.shared, share.plane * key_tiles, share.plane};
+  Tasks::Share after{share.plane, {}};  // of other tasks
+  if (w.step.shared == nullptr) {
+    keys.at = w.pieces.packed;
+    keys.first = (share.plane + tasks.shift) * key_tiles;
+  }
+  if (ticket < tasks.whole) {
+    keys.first = worker * key_tiles;
+    keys.own = w.pieces.packed;
+    keys.values_in_place = values_in_place(w, share);
+    for (std::int64_t j = 0; j < key_tiles; ++j) block.forget(keys.own, keys.first + j);
+    if (ticket + 1 < tasks.whole) after = tasks.share_of(ticket + 1);
+  }
+  const auto last_of = [](const Tasks::Share& s, std::int64_t end) {
+    return Tasks::Share{s.plane, {std::max(s.units.begin, end - kUnits), end}};
+  };
   for (std::int64_t end = share.units.end; end > share.units.begin; end -= kUnits) {
-    const std::int64_t begin = std::max(share.units.begin, end - kUnits);
-    attend_keys(step, w, operands, scratch, keys, tasks.group, {share.plane, {begin, end}}, counts);
+    const Range units = last_of(share, end).units;
+    attend_keys(w, keys, units,
+                units.begin > share.units.begin ? last_of(share, units.begin)
+                                                : last_of(after, after.units.end),
+                counts);
   }
 }
 
@@ -220,7 +293,8 @@ std::size_t forward_workspace(const Plan& plan) {
 }
 
 std::size_t forward_state(const Plan& plan) {
-  return static_cast<std::size_t>(state_rows(plan) * (padded(plan.problem().value_dim) + 2)) *
+  const std::int64_t numbers = Operands(plan).pairs ? 3 : 2;  // of a row beside its accumulators
+  return static_cast<std::size_t>(state_rows(plan) * (padded(plan.problem().value_dim) + numbers)) *
          sizeof(float);
 }
 
@@ -234,6 +308,7 @@ PassCounts forward(const ForwardStep& step) {
     w.state.acc = reinterpret_cast<float*>(step.state.data());
     w.state.max = w.state.acc + rows * padded(p.value_dim);
     w.state.sum = w.state.max + rows;
+    w.state.rounded = operands.pairs ? w.state.sum + rows : nullptr;
   }
   const Tasks tasks(step, step.executor.threads());
   const PackedBlock block(step.plan, Pass::kForward);
@@ -242,8 +317,8 @@ PassCounts forward(const ForwardStep& step) {
       step.executor, tasks.count(), [&](std::int64_t worker, std::int64_t ticket, PassCounts& own) {
         Carver scratch(
             {w.scratch + static_cast<std::size_t>(worker) * w.scratch_bytes, w.scratch_bytes});
-        run_task(step, w, block, operands, tasks, carve_scratch(step.plan, scratch), worker, ticket,
-                 own);
+        const Scratch own_scratch = carve_scratch(step.plan, scratch);
+        run_task({step, w, operands, own_scratch, tasks.group}, block, tasks, worker, ticket, own);
       });
   counts.flops = flops(p, Pass::kForward, counts.pairs);
   return counts;

@@ -14,10 +14,11 @@ namespace ringattn::cpu {
 
 /// What a query tile works in.
 struct UnitScratch {
-  float* query;  // [M, stride of D]
-  float* acc;    // [M, padded Dv]
-  float* max;    // [M]
-  float* sum;    // [M]
+  float* query;    // [M, stride of D]; null: float32 rows that are read where they lie
+  float* acc;      // [M, padded Dv]
+  float* max;      // [M]
+  float* sum;      // [M]
+  float* rounded;  // [M] of pairs, as SoftmaxTile; else null
 };
 
 /// What all units of a thread share.
@@ -26,23 +27,35 @@ struct TileScratch {
   float* factor;  // [M]
 };
 
-/// What will be read after a key tile, to be brought nearer during its two products.
+/// What will be read or written after a key tile, to be brought nearer during its two products.
 struct Ahead {
-  const void* first = nullptr;
-  std::int64_t first_bytes = 0;
-  const void* second = nullptr;
-  std::int64_t second_bytes = 0;
+  Region first[2] = {};
+  Region second[2] = {};
 };
 
 /// The packed keys and values of a plane, a (batch row, kv head): tiles from `first` on.
 struct PlaneKeys {
+  const ForwardStep& step;
   const PackedBlock& block;
   const std::byte* at;
   std::int64_t first;
+  std::int64_t plane;
+  std::byte* own = nullptr;      // `at`, if tiles are packed when they are first needed
+  bool values_in_place = false;  // rows of float32 that are read where they lie
 
-  PackedTile tile(std::int64_t j) const { return block.tile(at, first + j); }
-  Ahead ahead(std::int64_t j) const;
+  PackedTile tile(std::int64_t j) const;
+  bool lacks(std::int64_t j) const { return own != nullptr && !block.is_packed(own, first + j); }
+  void need(std::int64_t j) const {
+    if (lacks(j)) block.pack(step, plane, j, own, first + j, values_in_place);
+  }
+
+  /// The part of `to` for what need() or a product will read of tile j.
+  void ask_for(std::int64_t j, Ahead& to) const;
 };
+
+/// The part of `to` for rows of tensors: of a query tile, and of a key tile.
+void ask_for_query(const ForwardStep& step, std::int64_t bh, std::int64_t i, Ahead& to);
+void ask_for_keys(const ForwardStep& step, std::int64_t plane, std::int64_t j, Ahead& to);
 
 class Unit {
  public:
@@ -59,11 +72,14 @@ class Unit {
   /// What attend() reads of this unit.
   Ahead ahead() const;
 
+  /// The part of `to` for rows of `out` that finish() writes.
+  void ask_for_rows(Ahead& to) const;
+
   /// After the last key tile of the step; of the last step, writes the results.
   void finish();
 
  private:
-  void load_query();
+  void load_query(bool packed);
   void clear();
   void attend_rows(std::int64_t j, Range rows, Range keys, const TileBits* bits,
                    const Ahead& ahead);
@@ -78,6 +94,8 @@ class Unit {
   std::int64_t b_, h_;
   Tile tile_;
   const PlaneKeys& keys_;
+  const float* query_;
+  std::int64_t query_row_;
   std::int64_t i_, width_;
   bool empty_;  // acc is not written yet
 };

@@ -19,6 +19,14 @@ constexpr std::int64_t row_stride(std::int64_t columns) {
   return ((columns + kPanel - 1) / kPanel | 1) * kPanel;
 }
 
+/// Memory that will be read soon: rows of `bytes`, `step` bytes apart.
+struct Region {
+  const void* first = nullptr;
+  std::int64_t bytes = 0;
+  std::int64_t rows = 0;
+  std::int64_t step = 0;
+};
+
 enum class Format : std::uint8_t { kFloat32, kBFloat16, kFloat16 };
 
 /// c[i][j] (+)= sum over k of a(i, k) * b[k][j], for i < m, j < n (a multiple of 16), k < depth.
@@ -36,8 +44,7 @@ struct Product {
   std::int64_t c_row;
   std::int64_t m, n, depth;
   bool accumulate;
-  const void* next = nullptr;  // what will be read after this, to be brought nearer meanwhile
-  std::int64_t next_bytes = 0;
+  Region next[2] = {};  // to be brought nearer meanwhile
 };
 
 /// How products of queries and keys become scores in units of log2. The scale is applied to the
@@ -56,9 +63,24 @@ struct SoftmaxTile {
   const std::uint64_t* bits;  // [rows][words], or null: all visible
   std::int64_t words;
   Scoring scoring;
-  float* max;     // [rows], log2 units, in and out
-  float* sum;     // [rows], in and out
-  float* factor;  // [rows], out: what the accumulators are to be multiplied by
+  float* max;      // [rows], log2 units, in and out
+  float* sum;      // [rows], in and out
+  float* factor;   // [rows], out: what the accumulators are to be multiplied by
+  float* rounded;  // pairs: [rows], in and out: the sum of the weights as they are rounded
+};
+
+/// Rows of a tile, at most.
+inline constexpr std::int64_t kMostRows = 128;
+
+/// What a row's accumulators are multiplied by in the end, and its lse, where there is no sink:
+/// 1 / weights and (max + log2 sum) ln 2.
+struct Finish {
+  const float* max;  // log2 units
+  const float* sum;
+  std::int64_t rows;
+  float* factor;         // out
+  float* lse;            // out
+  const float* weights;  // what is divided by: sum, or sums of rounded weights
 };
 
 /// Was a tile done? Not tried, or tried in vain: some reference was too small, `s` is spoilt.
@@ -104,13 +126,29 @@ struct Narrow {
   std::int64_t dst_row;  // elements between rows
 };
 
+/// dot[i] = sum over j < n of a[i][j] * b[i][j], in float64; zero[i]: all a[i][j] are zeros.
+struct RowDots {
+  Format a_format;
+  const void* a;
+  std::int64_t a_row;  // elements between rows
+  Format b_format;
+  const void* b;
+  std::int64_t b_row;
+  std::int64_t rows, n;
+  double* dot;
+  bool* zero;
+};
+
 struct KernelTable {
   const char* isa;
   void (*product)(const Product&);
   void (*softmax)(const SoftmaxTile&);
-  /// The same without looking for maxima, where rows have a reference and no mask. What is not done
-  /// changes nothing but `s` (and `factor`).
+  /// The same without looking for all maxima, where there is no mask: a row keeps its reference, or
+  /// takes the largest of its first scores. What is not done changes nothing else but `s` and
+  /// `factor`.
   Trial (*softmax_again)(const SoftmaxTile&);
+  /// False: some sum is 0, subnormal or not finite, and nothing is done.
+  bool (*finish)(const Finish&);
   void (*gradient)(const GradientTile&);
   /// Returns false if any element is not finite.
   bool (*widen)(const Widen&);
@@ -120,6 +158,7 @@ struct KernelTable {
   /// set has no dot products of pairs, and nothing here takes `pairs`.
   bool (*pair_rows)(const Widen&);
   void (*narrow)(const Narrow&);
+  void (*dot_rows)(const RowDots&);
   /// x[i][j] *= factor[i], j < n (a multiple of 16).
   void (*scale_rows)(float* x, std::int64_t row, std::int64_t rows, std::int64_t n,
                      const float* factor);

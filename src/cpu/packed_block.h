@@ -14,10 +14,11 @@ namespace ringattn::cpu {
 /// A tile of N keys. Rows of N columns are row_stride(N of a whole tile) floats apart.
 struct PackedTile {
   const float* keys_t;    // [D, stride of N]
-  const float* values;    // [N, stride of Dv], forward
+  const float* values;    // [N, values_row], forward
   const float* values_t;  // [Dv, stride of N], backward
   const float* keys;      // [N, stride of D], backward
-  bool finite;            // all of what multiplies weights or their gradients is finite
+  std::int64_t values_row;
+  bool finite;  // all of what multiplies weights or their gradients is finite
 };
 
 class PackedBlock {
@@ -31,25 +32,36 @@ class PackedBlock {
   }
   std::size_t bytes() const { return bytes(planes_); }
 
-  /// Packs tile j of a plane, a (batch row, kv head), as tile n of `at`.
+  /// Packs tile j of a plane, a (batch row, kv head), as tile n of `at`; of the forward's tiles,
+  /// maybe only the keys.
   void pack(const StepContext& step, std::int64_t plane, std::int64_t j, std::byte* at,
-            std::int64_t n) const;
+            std::int64_t n, bool keys_only = false) const;
 
   /// Packs the tiles of all planes from `first` on: tile j of that is tile room * tiles + j.
   void pack(const StepContext& step, std::int64_t first, std::byte* at, std::int64_t room) const;
+
+  /// Says that tile n of `at` is not packed yet, until pack() says otherwise; asks.
+  void forget(std::byte* at, std::int64_t n) const { state(at, n) = State::kNone; }
+  bool is_packed(std::byte* at, std::int64_t n) const { return state(at, n) != State::kNone; }
 
   /// Tile n of `at`.
   PackedTile tile(const std::byte* at, std::int64_t n) const;
 
  private:
+  enum class State : std::uint8_t { kNone, kFinite, kNotFinite };
+  State& state(std::byte* at, std::int64_t n) const {
+    return *reinterpret_cast<State*>(at + static_cast<std::size_t>(n) * tile_bytes_ + state_);
+  }
+
   const Operands operands_;
   const Pass pass_;
   std::int64_t tile_rows_;
+  std::int64_t values_row_;
   std::int64_t planes_;     // (batch row, kv head)
   std::int64_t tiles_;      // of a plane of the largest shard
   std::size_t second_ = 0;  // in a tile: values, or values_t
   std::size_t third_ = 0;   // keys
-  std::size_t finite_ = 0;
+  std::size_t state_ = 0;
   std::size_t tile_bytes_ = 0;
 };
 

@@ -51,54 +51,71 @@ inline void ask_for_rows(const Widen& w, std::int64_t first, std::int64_t count)
 /// Rows that are asked for ahead.
 constexpr std::int64_t kAhead = 8;
 
-/// Whether all of a packed matrix is finite, by its `poison`; if not, every NaN becomes the one
-/// that exp2 keeps.
-bool is_finite(F poison, float* x, std::int64_t row, std::int64_t rows, std::int64_t columns) {
-  if (sum_lanes(poison) == 0.0F) return true;
-  for (std::int64_t i = 0; i < rows; ++i) {
-    for (std::int64_t j = 0; j < columns; j += kLanes) {
-      const F lanes = load(x + i * row + j);
-      store(x + i * row + j, select(is_nan(lanes), splat(__builtin_nanf("")), lanes));
-    }
-  }
-  return false;
-}
+/// All zeros if and only if x is finite: to be gathered by or, which waits for one cycle where a
+/// sum waits for four.
+inline I poison_of(F x) { return as_int(x - x); }  // NOLINT(misc-redundant-expression)
+
+// What to pack comes by value: stores of floats would make the compiler read it again.
 
 template <Format kFormat>
-bool widen_rows(const Widen& w) {
-  F poison{};  // x * 0 is NaN if and only if x is not finite
+bool widen_rows(const Widen w) {
+  const std::int64_t whole = w.columns / kLanes * kLanes;
+  I poison{};
   ask_for_rows<kFormat>(w, 0, kAhead);
   for (std::int64_t i = 0; i < w.rows; ++i) {
     ask_for_rows<kFormat>(w, i + kAhead, 1);
     const void* row = row_of<kFormat>(w, i);
-    for (std::int64_t j = 0; j < padded(w.columns); j += kLanes) {
+    float* dst = w.dst + i * w.dst_row;
+    for (std::int64_t j = 0; j < whole; j += kLanes) {
+      const F x = widen_lanes<kFormat>(row, j);
+      poison |= poison_of(x);
+      store(dst + j, x);
+    }
+    for (std::int64_t j = whole; j < padded(w.columns); j += kLanes) {
       const F x = widen_some<kFormat>(row, j, w.columns);
-      poison += x * 0.0F;
-      store(w.dst + i * w.dst_row + j, x);
+      poison |= poison_of(x);
+      store(dst + j, x);
     }
   }
-  return is_finite(poison, w.dst, w.dst_row, w.rows, padded(w.columns));
+  return !any_bit(poison);
+}
+
+/// kLanes rows from row i and columns from column j, transposed; kWhole: there are as many.
+template <Format kFormat, bool kWhole>
+[[gnu::always_inline]] inline void widen_block(const Widen& w, std::int64_t i, std::int64_t j,
+                                               I& poison) {
+  F block[kLanes];
+#pragma GCC unroll 16
+  for (int l = 0; l < kLanes; ++l) {
+    if constexpr (kWhole) {
+      block[l] = widen_lanes<kFormat>(row_of<kFormat>(w, i + l), j);
+    } else {
+      block[l] =
+          i + l < w.rows ? widen_some<kFormat>(row_of<kFormat>(w, i + l), j, w.columns) : F{};
+    }
+    poison |= poison_of(block[l]);
+  }
+  transpose(block);
+  const std::int64_t left = kWhole || w.columns - j >= kLanes ? kLanes : w.columns - j;
+#pragma GCC unroll 16
+  for (int l = 0; l < kLanes; ++l) {
+    if (l < left) store(w.dst + (j + l) * w.dst_row + i, block[l]);
+  }
 }
 
 template <Format kFormat>
-bool widen_columns(const Widen& w) {
-  F poison{};
+bool widen_columns(const Widen w) {
+  I poison{};
   ask_for_rows<kFormat>(w, 0, kLanes);
   for (std::int64_t i = 0; i < padded(w.rows); i += kLanes) {
     ask_for_rows<kFormat>(w, i + kLanes, kLanes);
-    for (std::int64_t j = 0; j < w.columns; j += kLanes) {
-      F block[kLanes];
-      for (int l = 0; l < kLanes; ++l) {
-        block[l] = F{};
-        if (i + l < w.rows) block[l] = widen_some<kFormat>(row_of<kFormat>(w, i + l), j, w.columns);
-        poison += block[l] * 0.0F;
-      }
-      transpose(block);
-      const std::int64_t left = w.columns - j < kLanes ? w.columns - j : kLanes;
-      for (std::int64_t l = 0; l < left; ++l) store(w.dst + (j + l) * w.dst_row + i, block[l]);
+    std::int64_t j = 0;
+    if (i + kLanes <= w.rows) {
+      for (; j + kLanes <= w.columns; j += kLanes) widen_block<kFormat, true>(w, i, j, poison);
     }
+    for (; j < w.columns; j += kLanes) widen_block<kFormat, false>(w, i, j, poison);
   }
-  return is_finite(poison, w.dst, w.dst_row, w.columns, padded(w.rows));
+  return !any_bit(poison);
 }
 
 #if defined(RINGATTN_PAIRS)
@@ -112,46 +129,46 @@ inline F some_words(const Widen& w, std::int64_t i, std::int64_t j) {
   return load(reinterpret_cast<const float*>(part));
 }
 
-/// NaN if and only if half of some word is not finite.
-inline F poison_of(F words) {
+/// poison_of() for both halves of words.
+inline I poison_of_words(F words) {
   const I bits = as_int(words);
-  return as_float(bits << 16) * 0.0F + as_float(bits & splat_int(-65536)) * 0.0F;
+  return poison_of(as_float(bits << 16)) | poison_of(as_float(bits & splat_int(-65536)));
 }
 
 bool pack_words(const Widen& w) {
-  F poison{};
+  I poison{};
   for (std::int64_t i = 0; i < w.rows; ++i) {
     ask_for_rows<Format::kBFloat16>(w, i + kAhead, 1);
     for (std::int64_t j = 0; j < padded((w.columns + 1) / 2); j += kLanes) {
       const F words = some_words(w, i, j);
-      poison += poison_of(words);
+      poison |= poison_of_words(words);
       store(w.dst + i * w.dst_row + j, words);
     }
   }
-  return sum_lanes(poison) == 0.0F;
+  return !any_bit(poison);
 }
 
 bool pack_words_transposed(const Widen& w) {
   const std::int64_t words = (w.columns + 1) / 2;
-  F poison{};
+  I poison{};
   for (std::int64_t i = 0; i < padded(w.rows); i += kLanes) {
     ask_for_rows<Format::kBFloat16>(w, i + kLanes, kLanes);
     for (std::int64_t j = 0; j < words; j += kLanes) {
       F block[kLanes];
       for (int l = 0; l < kLanes; ++l) {
         block[l] = i + l < w.rows ? some_words(w, i + l, j) : F{};
-        poison += poison_of(block[l]);
+        poison |= poison_of_words(block[l]);
       }
       transpose(block);
       const std::int64_t left = words - j < kLanes ? words - j : kLanes;
       for (std::int64_t l = 0; l < left; ++l) store(w.dst + (j + l) * w.dst_row + i, block[l]);
     }
   }
-  return sum_lanes(poison) == 0.0F;
+  return !any_bit(poison);
 }
 
 bool pair_rows(const Widen& w) {
-  F poison{};
+  I poison{};
   for (std::int64_t i = 0; i < w.rows; i += 2) {
     ask_for_rows<Format::kBFloat16>(w, i + kAhead, 2);
     const void* even = row_of<Format::kBFloat16>(w, i);
@@ -159,12 +176,12 @@ bool pair_rows(const Widen& w) {
     for (std::int64_t j = 0; j < padded(w.columns); j += kLanes) {
       const F low = widen_some<Format::kBFloat16>(even, j, w.columns);
       const F high = i + 1 < w.rows ? widen_some<Format::kBFloat16>(odd, j, w.columns) : F{};
-      poison += low * 0.0F + high * 0.0F;
+      poison |= poison_of(low) | poison_of(high);
       const U bits = reinterpret_cast<U>(low) >> 16;
       store(w.dst + i / 2 * w.dst_row + j, as_float(as_int(high) | reinterpret_cast<I>(bits)));
     }
   }
-  return sum_lanes(poison) == 0.0F;
+  return !any_bit(poison);
 }
 #else
 constexpr bool (*pair_rows)(const Widen&) = nullptr;
@@ -220,6 +237,49 @@ void narrow(const Narrow& to) {
     case Format::kFloat32: break;
   }
   narrow_rows<Format::kFloat32>(to);
+}
+
+template <Format kA, Format kB>
+void dot_rows_of(const RowDots& t) {
+  const Widen a{false, kA, t.a, t.a_row, t.rows, t.n, nullptr, 0};
+  const Widen b{false, kB, t.b, t.b_row, t.rows, t.n, nullptr, 0};
+  for (std::int64_t i = 0; i < t.rows; ++i) {
+    ask_for_rows<kA>(a, i + kAhead, 1);
+    ask_for_rows<kB>(b, i + kAhead, 1);
+    D sums[2] = {};
+    I seen{};
+    for (std::int64_t j = 0; j < t.n; j += kLanes) {
+      const F x = widen_some<kA>(row_of<kA>(a, i), j, t.n);
+      const F y = widen_some<kB>(row_of<kB>(b, i), j, t.n);
+      seen |= as_int(x) & ~splat_int(INT32_MIN);
+      sums[0] += lower(x) * lower(y);
+      sums[1] += upper(x) * upper(y);
+    }
+    sums[0] += sums[1];
+    double dot = 0.0;
+    for (int l = 0; l < kLanes / 2; ++l) dot += sums[0][l];
+    t.dot[i] = dot;
+    t.zero[i] = !any_bit(seen);
+  }
+}
+
+template <Format kA>
+void dot_rows_with(const RowDots& t) {
+  switch (t.b_format) {
+    case Format::kBFloat16: return dot_rows_of<kA, Format::kBFloat16>(t);
+    case Format::kFloat16: return dot_rows_of<kA, Format::kFloat16>(t);
+    case Format::kFloat32: break;
+  }
+  dot_rows_of<kA, Format::kFloat32>(t);
+}
+
+void dot_rows(const RowDots& t) {
+  switch (t.a_format) {
+    case Format::kBFloat16: return dot_rows_with<Format::kBFloat16>(t);
+    case Format::kFloat16: return dot_rows_with<Format::kFloat16>(t);
+    case Format::kFloat32: break;
+  }
+  dot_rows_with<Format::kFloat32>(t);
 }
 
 }  // namespace

@@ -23,8 +23,12 @@ constexpr float kTooLarge = 0x1p40F;
 /// ones, and would take some of them for tiny weights.
 constexpr float kTopExponent = 126.0F;
 
-/// Vectors that take their exponentials together.
+/// Vectors that take their exponentials together: as many as the registers hold.
+#if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kTogether = 4;
+#else
+constexpr int kTogether = 2;
+#endif
 
 /// The visible lanes of columns [j, j + kLanes) of a row.
 inline Lanes visible(const std::uint64_t* bits, std::int64_t j, std::int64_t keys) {
@@ -100,10 +104,17 @@ inline F add_all(const F* x) {
   }
 }
 
-/// s = exp2(s * factor - shift) for n vectors from column j; adds them to the sum. With kPairs they
-/// go to where columns of bfloat16 lie. kBound: of exponents that may be of any size.
+/// Sums of weights, and of what they are rounded to: a row that one key takes is that key's value,
+/// as long as the same rounding error is above and below the line.
+struct Sums {
+  F exact{};
+  F rounded{};
+};
+
+/// s = exp2(s * factor - shift) for n vectors from column j; adds them to the sums. With kPairs
+/// they go to where columns of bfloat16 lie. kBound: of exponents that may be of any size.
 template <bool kPairs, bool kBound, int n>
-inline void weigh(float* s, std::int64_t j, F factor, F shift, F& sum) {
+inline void weigh(float* s, std::int64_t j, F factor, F shift, Sums& sums) {
   F x[n];
 #pragma GCC unroll 8
   for (int i = 0; i < n; ++i) x[i] = load(s + j + i * kLanes) * factor - shift;
@@ -112,14 +123,19 @@ inline void weigh(float* s, std::int64_t j, F factor, F shift, F& sum) {
     for (int i = 0; i < n; ++i) x[i] = min(splat(kTopExponent), x[i]);
   }
   exp2(x);
-  sum += add_all<n>(x);
+  sums.exact += add_all<n>(x);
 #if defined(RINGATTN_PAIRS)
   if constexpr (kPairs && n == 1) {
     store_half(reinterpret_cast<std::uint16_t*>(s) + j, x[0]);
+    sums.rounded = dot(sums.rounded, round_to_bf16(x[0], F{}), ones());
     return;
   } else if constexpr (kPairs) {
 #pragma GCC unroll 8
-    for (int i = 0; i < n; i += 2) store(s + j / 2 + i / 2 * kLanes, round_to_bf16(x[i], x[i + 1]));
+    for (int i = 0; i < n; i += 2) {
+      const F words = round_to_bf16(x[i], x[i + 1]);
+      store(s + j / 2 + i / 2 * kLanes, words);
+      sums.rounded = dot(sums.rounded, words, ones());
+    }
     return;
   }
 #endif
@@ -127,30 +143,36 @@ inline void weigh(float* s, std::int64_t j, F factor, F shift, F& sum) {
   for (int i = 0; i < n; ++i) store(s + j + i * kLanes, x[i]);
 }
 
-/// The same for a row of n columns; the lanes of the result add up to its sum.
+/// The same for a row of n columns; the lanes of the results add up to its sums.
 template <bool kPairs, bool kBound>
-inline F weigh_row(float* s, std::int64_t n, F factor, F shift) {
-  F sum{};
+inline Sums weigh_row(float* s, std::int64_t n, F factor, F shift) {
+  Sums sums;
   std::int64_t j = 0;
   for (; j + kTogether * kLanes <= n; j += kTogether * kLanes) {
-    weigh<kPairs, kBound, kTogether>(s, j, factor, shift, sum);
+    weigh<kPairs, kBound, kTogether>(s, j, factor, shift, sums);
   }
-  for (; j < n; j += kLanes) weigh<kPairs, kBound, 1>(s, j, factor, shift, sum);
-  return sum;
+  for (; j < n; j += kLanes) weigh<kPairs, kBound, 1>(s, j, factor, shift, sums);
+  return sums;
 }
 
-/// The same for rows [begin, begin + rows), at most kLanes of them; lane i of the result is the sum
-/// of row i.
+/// The same for rows [begin, begin + rows), at most kLanes of them; lanes i of the results are the
+/// sums of row i.
 template <bool kPairs, bool kBound>
-inline F weigh_rows(const SoftmaxTile& t, std::int64_t begin, std::int64_t rows, F factor,
-                    const float* shift) {
-  F sums[kLanes];
-  for (std::int64_t i = rows; i < kLanes; ++i) sums[i] = F{};
+inline Sums weigh_rows(const SoftmaxTile& t, std::int64_t begin, std::int64_t rows, F factor,
+                       const float* shift) {
+  F exact[kLanes];
+  F rounded[kLanes];
+  for (std::int64_t i = rows; i < kLanes; ++i) exact[i] = rounded[i] = F{};
   for (std::int64_t i = 0; i < rows; ++i) {
-    sums[i] = weigh_row<kPairs, kBound>(t.s + (begin + i) * t.stride, padded(t.keys), factor,
-                                        splat(shift[i]));
+    const Sums sums = weigh_row<kPairs, kBound>(t.s + (begin + i) * t.stride, padded(t.keys),
+                                                factor, splat(shift[i]));
+    exact[i] = sums.exact;
+    if constexpr (kPairs) rounded[i] = sums.rounded;
   }
-  return sum_rows(sums);
+  Sums all;
+  all.exact = sum_rows(exact);
+  if constexpr (kPairs) all.rounded = sum_rows(rounded);
+  return all;
 }
 
 /// The largest scores of rows [begin, begin + rows), in log2 units; scores are then ready for
@@ -175,6 +197,11 @@ inline F top_of_rows(const SoftmaxTile& t, const Units& units, std::int64_t begi
   return max_rows(tops) * factor;
 }
 
+/// x = x * factor + more for `rows` values, at most kLanes.
+inline void add_to(float* x, F factor, F more, std::int64_t rows) {
+  store_some(x, load_some(x, rows) * factor + more, rows);
+}
+
 /// kLanes rows at a time: their maxima and factors are one vector, and no row's exponentials wait
 /// for the maximum of the row before.
 template <bool kPairs>
@@ -193,33 +220,52 @@ void softmax_of(const SoftmaxTile& t) {
         select(at_least(splat(kMinusInfinity), now), F{}, now);  // merge.h: reference()
     store(shift, against);
     const F rescale = select(at_least(before, now), splat(1.0F), exp2(before - against));
-    const F sum = weigh_rows<kPairs, false>(t, begin, rows, factor, shift);
+    const Sums sums = weigh_rows<kPairs, false>(t, begin, rows, factor, shift);
     store_some(t.factor + begin, rescale, rows);
-    store_some(t.sum + begin, load_some(t.sum + begin, rows) * rescale + sum, rows);
+    add_to(t.sum + begin, rescale, sums.exact, rows);
+    if constexpr (kPairs) add_to(t.rounded + begin, rescale, sums.rounded, rows);
     store_some(t.max + begin, now, rows);
   }
 }
 
-/// softmax() for rows that have a reference already and no mask, without looking for maxima.
+/// References for rows that have none, at most kLanes from `begin` on: the largest of their first
+/// scores. False: some row has none yet.
+inline bool guess_references(const SoftmaxTile& t, F factor, std::int64_t begin,
+                             std::int64_t rows) {
+  const F before = load_some(t.max + begin, rows);
+  const Lanes none = at_least(splat(kMinusInfinity), before);
+  if (!any(none)) return true;
+  F tops[kLanes];
+  for (std::int64_t i = rows; i < kLanes; ++i) tops[i] = F{};
+  for (std::int64_t i = 0; i < rows; ++i) tops[i] = load(t.s + (begin + i) * t.stride);
+  const F now = select(none, max_rows(tops) * factor, before);
+  store_some(t.max + begin, now, rows);
+  return !any(at_least(splat(kMinusInfinity), now));
+}
+
+/// softmax() for rows without a mask, without looking for all maxima.
 template <bool kPairs>
 Trial softmax_again_of(const SoftmaxTile& t) {
   if (!products_are_ordered(t.scoring) || t.bits != nullptr || t.keys % kPanel != 0) {
     return Trial::kNot;
   }
   const Units units(t.scoring);
+  [[maybe_unused]] float rounded[kMostRows];
   Lanes large = lanes_of(0);
   for (std::int64_t begin = 0; begin < t.rows; begin += kLanes) {
     const std::int64_t rows = t.rows - begin < kLanes ? t.rows - begin : kLanes;
-    if (any(at_least(splat(kMinusInfinity), load_some(t.max + begin, rows)))) {
+    if (!guess_references(t, units.inner, begin, rows)) {
       return begin == 0 ? Trial::kNot : Trial::kSpoilt;
     }
-    const F sum = weigh_rows<kPairs, true>(t, begin, rows, units.inner, t.max + begin);
-    large |= not_below(sum, splat(kTooLarge));
-    store_some(t.factor + begin, sum, rows);
+    const Sums sums = weigh_rows<kPairs, true>(t, begin, rows, units.inner, t.max + begin);
+    large |= not_below(sums.exact, splat(kTooLarge));
+    store_some(t.factor + begin, sums.exact, rows);
+    if constexpr (kPairs) store_some(rounded + begin, sums.rounded, rows);
   }
   if (any(large)) return Trial::kSpoilt;
   for (std::int64_t i = 0; i < t.rows; ++i) {
     t.sum[i] += t.factor[i];
+    if constexpr (kPairs) t.rounded[i] += rounded[i];
     t.factor[i] = 1.0F;
   }
   return Trial::kDone;
@@ -240,6 +286,39 @@ Trial softmax_again(const SoftmaxTile& t) {
   if (t.pairs) return softmax_again_of<true>(t);
 #endif
   return softmax_again_of<false>(t);
+}
+
+/// The natural logarithm of positive normal numbers, within an ulp: x = 2^k (1 + f), and a minimax
+/// polynomial (Cephes, logf) for f in [sqrt(1/2) - 1, sqrt(2) - 1].
+inline F log(F x) {
+  constexpr std::int32_t kRootHalf = 0x3F3504F3;
+  constexpr float kPolynomial[] = {-1.1514610310E-1F, 1.1676998740E-1F,  -1.2420140846E-1F,
+                                   1.4249322787E-1F,  -1.6668057665E-1F, 2.0000714765E-1F,
+                                   -2.4999993993E-1F, 3.3333331174E-1F};
+  const I bits = as_int(x) - kRootHalf;
+  const F k = __builtin_convertvector(bits >> 23, F);
+  const F f = as_float((bits & 0x7FFFFF) + kRootHalf) - 1.0F;
+  F p = splat(7.0376836292E-2F);
+#pragma GCC unroll 8
+  for (const float coefficient : kPolynomial) p = p * f + coefficient;
+  // ln 2 in two parts, the first of them exact for every k.
+  const F low = p * f * f * f + k * -2.12194440E-4F - 0.5F * f * f;
+  return k * 0.693359375F + (f + low);
+}
+
+bool finish(const Finish& t) {
+  constexpr float kSmallest = 0x1p-126F;
+  constexpr float kLn2 = 0.6931471805599453F;
+  for (std::int64_t i = 0; i < t.rows; ++i) {
+    if (!(t.sum[i] >= kSmallest && t.sum[i] < __builtin_inff())) return false;
+  }
+  for (std::int64_t i = 0; i < t.rows; i += kLanes) {
+    const std::int64_t rows = t.rows - i;
+    const F sum = load_some(t.sum + i, rows);
+    store_some(t.factor + i, 1.0F / load_some(t.weights + i, rows), rows);
+    store_some(t.lse + i, load_some(t.max + i, rows) * kLn2 + log(sum), rows);
+  }
+  return true;
 }
 
 // ---- gradients
@@ -303,20 +382,21 @@ void gradient_row(const GradientTile& t, const Units& units, std::int64_t row) {
 
 #if defined(RINGATTN_PAIRS)
 /// n vectors, 1 or 2, of two rows (or of the last one and zeros), as words.
-template <bool kCap, int n>
+template <bool kCap, int kCount, int n>
 inline void gradient_pairs(const GradientTile& t, const Units& units, std::int64_t row,
                            std::int64_t free, std::int64_t j) {
   F p[2][n] = {};
   F ds[2][n] = {};
-  const int rows = row + 1 < t.rows ? 2 : 1;
-  for (int r = 0; r < rows; ++r) gradient_of<kCap, n>(t, units, row + r, free, j, p[r], ds[r]);
+#pragma GCC unroll 2
+  for (int r = 0; r < kCount; ++r) gradient_of<kCap, n>(t, units, row + r, free, j, p[r], ds[r]);
 #pragma GCC unroll 2
   for (int i = 0; i < n; ++i) {
     const std::int64_t at = row * t.stride + j + i * kLanes;
     store(t.s + at, interleave_bf16(p[0][i], p[1][i]));
     store(t.dp + at, interleave_bf16(ds[0][i], ds[1][i]));
   }
-  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 2
+  for (int r = 0; r < kCount; ++r) {
     float* to = t.ds + (row + r) * t.ds_row;
     if constexpr (n == 2) {
       store(to + j / 2, round_to_bf16(ds[r][0], ds[r][1]));
@@ -326,13 +406,17 @@ inline void gradient_pairs(const GradientTile& t, const Units& units, std::int64
   }
 }
 
-template <bool kCap>
+template <bool kCap, int kCount>
 void gradient_row_pairs(const GradientTile& t, const Units& units, std::int64_t row) {
   const std::int64_t free = unmasked(t.bits, t.keys);
   constexpr std::int64_t kStep = 2 * kLanes;
   std::int64_t j = 0;
-  for (; j + kStep <= free; j += kStep) gradient_pairs<kCap, 2>(t, units, row, j + kStep, j);
-  for (; j < padded(t.keys); j += kLanes) gradient_pairs<kCap, 1>(t, units, row, free, j);
+  for (; j + kStep <= free; j += kStep) {
+    gradient_pairs<kCap, kCount, 2>(t, units, row, j + kStep, j);
+  }
+  for (; j < padded(t.keys); j += kLanes) {
+    gradient_pairs<kCap, kCount, 1>(t, units, row, free, j);
+  }
 }
 #endif
 
@@ -341,7 +425,9 @@ void gradient_rows(const GradientTile& t) {
   const Units units(t.scoring);
 #if defined(RINGATTN_PAIRS)
   if (t.ds != nullptr) {
-    for (std::int64_t i = 0; i < t.rows; i += 2) gradient_row_pairs<kCap>(t, units, i);
+    std::int64_t i = 0;
+    for (; i + 2 <= t.rows; i += 2) gradient_row_pairs<kCap, 2>(t, units, i);
+    if (i < t.rows) gradient_row_pairs<kCap, 1>(t, units, i);
     return;
   }
 #endif

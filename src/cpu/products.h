@@ -15,7 +15,7 @@ constexpr std::int64_t kDepth = 128;
 
 /// How an element of the left side meets one of the right side.
 struct Floats {
-  static F add(F sum, F a, F b) { return sum + a * b; }
+  static F add(F sum, F a, F b) { return multiply_add(sum, a, b); }
 };
 #if defined(RINGATTN_PAIRS)
 struct Pairs {
@@ -89,21 +89,36 @@ void product_tail(const Product& p, std::int64_t i, std::int64_t j, std::int64_t
   }
 }
 
-/// Memory that the next product reads, asked for a few lines at a time.
+/// Memory that is read after the product, asked for a few lines at a time.
 struct Ahead {
-  const char* at;
-  const char* end;
-  std::int64_t bytes;  // per block of rows
+  static constexpr std::int64_t kLine = 64;
+  Region left;
+  Region after;
+  std::int64_t at = 0;  // of the row
+  std::int64_t lines;   // per block of rows
 
-  explicit Ahead(const Product& p) : at(static_cast<const char*>(p.next)), end(at + p.next_bytes) {
+  static std::int64_t lines_of(const Region& r) { return (r.bytes + kLine - 1) / kLine * r.rows; }
+
+  explicit Ahead(const Product& p) : left(p.next[0]), after(p.next[1]) {
     const std::int64_t blocks = (p.m + kRows - 1) / kRows * ((p.n - 1) / (kVectors * kLanes) + 1) *
                                 ((p.depth - 1) / kDepth + 1);
-    bytes = p.next_bytes / (blocks > 0 ? blocks : 1) + 1;
+    lines = (lines_of(left) + lines_of(after)) / (blocks > 0 ? blocks : 1) + 1;
   }
 
   void fetch() {
-    const char* until = end - at < bytes ? end : at + bytes;
-    for (; at < until; at += 64) __builtin_prefetch(at, 0, 2);
+    for (std::int64_t n = 0; n < lines; ++n) {
+      if (left.rows == 0) {
+        if (after.rows == 0) return;
+        left = after;
+        after.rows = 0;
+      }
+      __builtin_prefetch(static_cast<const char*>(left.first) + at, 0, 2);
+      at += kLine;
+      if (at < left.bytes) continue;
+      at = 0;
+      left.first = static_cast<const char*>(left.first) + left.step;
+      --left.rows;
+    }
   }
 };
 

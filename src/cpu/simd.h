@@ -51,6 +51,7 @@ using F = float __attribute__((vector_size(kBytes)));
 using I = std::int32_t __attribute__((vector_size(kBytes)));
 using U = std::uint32_t __attribute__((vector_size(kBytes)));
 using H = std::uint16_t __attribute__((vector_size(kBytes / 2)));
+using D = double __attribute__((vector_size(kBytes)));
 
 // Copies, because memory is aligned to its elements only; they compile to unaligned moves.
 inline F load(const float* p) {
@@ -80,6 +81,18 @@ inline void store_some(std::uint16_t* p, H x, std::int64_t n) {
   if (n >= kLanes) return store(p, x);
   __builtin_memcpy(p, &x, static_cast<std::size_t>(n) * sizeof(std::uint16_t));
 }
+
+/// sum + a * b, in the register of the sum: left to itself gcc 12 keeps two of AVX2's twelve
+/// accumulators in memory.
+inline F multiply_add(F sum, F a, F b) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+  return sum;
+#else
+  return sum + a * b;
+#endif
+}
+
 inline F splat(float x) { return x - F{}; }
 inline I splat_int(std::int32_t x) { return x - I{}; }
 inline F as_float(I x) { return reinterpret_cast<F>(x); }
@@ -93,6 +106,9 @@ inline Lanes lanes_of(std::uint32_t bits) { return static_cast<Lanes>(bits); }
 inline Lanes at_least(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
 inline Lanes not_below(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ); }
 inline bool any(Lanes lanes) { return lanes != 0; }
+inline bool any_bit(I x) {
+  return _mm512_test_epi32_mask(reinterpret_cast<__m512i>(x), reinterpret_cast<__m512i>(x)) != 0;
+}
 inline Lanes is_nan(F x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q); }
 inline F select(Lanes lanes, F yes, F no) { return _mm512_mask_blend_ps(lanes, no, yes); }
 inline F keep(Lanes lanes, F x) { return _mm512_maskz_mov_ps(lanes, x); }
@@ -114,15 +130,19 @@ inline F keep(Lanes lanes, F x) { return as_float(lanes & as_int(x)); }
 inline Lanes is_nan(F x) { return x != x; }  // NOLINT(misc-redundant-expression)
 #if defined(__AVX2__)
 inline bool any(Lanes lanes) { return _mm256_movemask_ps(as_float(lanes)) != 0; }
+inline bool any_bit(I x) {
+  return _mm256_testz_si256(reinterpret_cast<__m256i>(x), reinterpret_cast<__m256i>(x)) == 0;
+}
 inline F select(Lanes lanes, F yes, F no) { return _mm256_blendv_ps(no, yes, as_float(lanes)); }
 inline F max(F a, F b) { return _mm256_max_ps(a, b); }
 inline F min(F a, F b) { return _mm256_min_ps(a, b); }
 #else
-inline bool any(Lanes lanes) {
+inline bool any_bit(I x) {
   std::int32_t bits = 0;
-  for (int i = 0; i < kLanes; ++i) bits |= lanes[i];
+  for (int i = 0; i < kLanes; ++i) bits |= x[i];
   return bits != 0;
 }
+inline bool any(Lanes lanes) { return any_bit(lanes); }
 inline F select(Lanes lanes, F yes, F no) {
   return as_float((lanes & as_int(yes)) | (~lanes & as_int(no)));
 }
@@ -132,30 +152,6 @@ inline F min(F a, F b) { return select(a < b, a, b); }
 #endif
 
 // ---- across lanes
-
-template <int... kIndex>
-inline F exchange(F x, int width, std::integer_sequence<int, kIndex...>) {
-  const I index = {(kIndex ^ width)...};
-#if defined(__clang__)
-  F y;
-  for (int i = 0; i < kLanes; ++i) y[i] = x[index[i]];
-  return y;
-#else
-  return __builtin_shuffle(x, index);
-#endif
-}
-
-/// Lane i takes lane i ^ width.
-inline F exchange(F x, int width) {
-  return exchange(x, width, std::make_integer_sequence<int, kLanes>());
-}
-
-/// Fixed order: halves, quarters, ...
-inline float sum_lanes(F x) {
-#pragma GCC unroll 4
-  for (int width = kLanes / 2; width > 0; width /= 2) x += exchange(x, width);
-  return x[0];
-}
 
 template <int... kIndex>
 inline void interleave(F a, F b, F& low, F& high, std::integer_sequence<int, kIndex...>) {
@@ -201,6 +197,18 @@ inline void transpose(F (&x)[kLanes]) {
     for (int i = 0; i < kLanes; ++i) x[i] = y[i];
   }
 }
+
+template <int... kIndex>
+inline D half_of(F x, bool upper, std::integer_sequence<int, kIndex...>) {
+  using Half = float __attribute__((vector_size(kBytes / 2)));
+  const Half half = upper ? __builtin_shufflevector(x, x, (kLanes / 2 + kIndex)...)
+                          : __builtin_shufflevector(x, x, kIndex...);
+  return __builtin_convertvector(half, D);
+}
+
+/// The lower and the upper lanes in float64.
+inline D lower(F x) { return half_of(x, false, std::make_integer_sequence<int, kLanes / 2>()); }
+inline D upper(F x) { return half_of(x, true, std::make_integer_sequence<int, kLanes / 2>()); }
 
 // ---- tables in registers
 
@@ -275,6 +283,9 @@ inline H narrow_f16(F x) {
 inline F dot(F sum, F a, F b) {
   return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
 }
+
+/// Words of two ones.
+inline F ones() { return as_float(splat_int(0x3F803F80)); }
 
 /// The 2 * kLanes values of `low`, then `high`, rounded.
 inline F round_to_bf16(F low, F high) {

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <map>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,19 @@
 #include "ringattn/tensor.h"
 
 namespace ringattn {
+
+/// Memory that begins with a cache line, as that of PyTorch and JAX does.
+template <class T>
+struct OnCacheLines {
+  using value_type = T;
+  static constexpr std::align_val_t kLine{64};
+  OnCacheLines() = default;
+  template <class Other>
+  explicit OnCacheLines(const OnCacheLines<Other>&) {}
+  T* allocate(std::size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), kLine)); }
+  void deallocate(T* at, std::size_t) { ::operator delete(at, kLine); }
+  friend bool operator==(const OnCacheLines&, const OnCacheLines&) = default;
+};
 
 /// Contiguous, row-major, zero-initialised. Sizes must be checked before (no overflow here).
 class HostTensor {
@@ -69,7 +83,7 @@ class HostTensor {
 
   DType dtype_ = DType::kFloat32;
   std::vector<std::int64_t> shape_;
-  std::vector<std::byte> bytes_;
+  std::vector<std::byte, OnCacheLines<std::byte>> bytes_;
 };
 
 using TensorMap = std::map<std::string, HostTensor>;

@@ -129,6 +129,18 @@ TEST_P(Kernels, Exp2OfTheEnds) {
   EXPECT_EQ(y[9], 0x1p127F);
 }
 
+TEST_P(Kernels, Exp2KeepsEveryNaN) {
+  constexpr std::uint32_t kQuiet = 0x7FC00000U;
+  for (const std::uint32_t payload : {0x1U, 0x80U, 0x100U, 0x181U, 0x1FFU, 0x3FFFFFU}) {
+    for (const std::uint32_t sign : {0U, 0x80000000U}) {
+      const std::vector<float> x(16, std::bit_cast<float>(sign | kQuiet | payload));
+      float y[16];
+      table().exp2(x.data(), y, 16);
+      EXPECT_TRUE(std::isnan(y[5])) << sign << " " << payload;
+    }
+  }
+}
+
 TEST_P(Kernels, TanhIsWithinSevenHalfUlps) {
   const auto exact = [](double x) { return std::tanh(x); };
   const auto bits = [](float x) { return std::bit_cast<std::uint32_t>(x); };
@@ -332,14 +344,34 @@ TEST_P(Kernels, SoftmaxKeepsItsStateOverTilesAndIgnoresMaskedScores) {
   float max = -std::numeric_limits<float>::infinity();
   float sum = 0.0F;
   float factor = 0.0F;
-  table().softmax(
-      {false, first.data(), stride, 1, keys, nullptr, 0, {kLn2, 0.0F}, &max, &sum, &factor});
+  table().softmax({false,
+                   first.data(),
+                   stride,
+                   1,
+                   keys,
+                   nullptr,
+                   0,
+                   {kLn2, 0.0F},
+                   &max,
+                   &sum,
+                   &factor,
+                   nullptr});
   EXPECT_FLOAT_EQ(max, 3.0F);
   EXPECT_EQ(sum, 37.0F);
   EXPECT_EQ(first[36], 1.0F);
   EXPECT_EQ(first[37], 0.0F);
-  table().softmax(
-      {false, second.data(), stride, 1, keys, bits.data(), 1, {kLn2, 0.0F}, &max, &sum, &factor});
+  table().softmax({false,
+                   second.data(),
+                   stride,
+                   1,
+                   keys,
+                   bits.data(),
+                   1,
+                   {kLn2, 0.0F},
+                   &max,
+                   &sum,
+                   &factor,
+                   nullptr});
   EXPECT_FLOAT_EQ(max, 15.0F);
   EXPECT_FLOAT_EQ(factor, 0x1p-12F);
   EXPECT_FLOAT_EQ(sum, 37.0F * 0x1p-12F + 3.0F);
@@ -386,7 +418,8 @@ TEST_P(Kernels, AReferenceThatIsNearlyTheMaximumStays) {
   float max = 3.0F;
   float sum = 1.0F;
   float factor = 0.0F;
-  const SoftmaxTile tile{false, s.data(), 32, 1, 32, nullptr, 0, {kLn2, 0.0F}, &max, &sum, &factor};
+  const SoftmaxTile tile{false, s.data(),     32,   1,    32,      nullptr,
+                         0,     {kLn2, 0.0F}, &max, &sum, &factor, nullptr};
   table().softmax(tile);
   EXPECT_EQ(max, 3.0F);
   EXPECT_EQ(factor, 1.0F);
@@ -401,8 +434,122 @@ TEST_P(Kernels, AReferenceThatIsNearlyTheMaximumStays) {
   s[3] = std::nanf("");
   EXPECT_EQ(table().softmax_again(tile), Trial::kSpoilt);
   EXPECT_FLOAT_EQ(sum, 1.0F + 32 * 4.0F) << "a trial in vain changes no state";
-  max = -std::numeric_limits<float>::infinity();
-  EXPECT_EQ(table().softmax_again(tile), Trial::kNot);
+}
+
+TEST_P(Kernels, RowsWithoutAReferenceTakeTheLargestOfTheirFirstScores) {
+  const float inf = std::numeric_limits<float>::infinity();
+  std::vector<float> s(32, 5.0F);
+  s[2] = 7.0F;
+  s[20] = 9.0F;
+  float max = -inf;
+  float sum = 0.0F;
+  float factor = 0.0F;
+  const SoftmaxTile tile{false, s.data(),     32,   1,    32,      nullptr,
+                         0,     {kLn2, 0.0F}, &max, &sum, &factor, nullptr};
+  EXPECT_EQ(table().softmax_again(tile), Trial::kDone);
+  EXPECT_FLOAT_EQ(max, 7.0F) << "that of sixteen, eight or four columns";
+  EXPECT_FLOAT_EQ(sum, 30 * 0.25F + 1.0F + 4.0F);
+  EXPECT_EQ(factor, 1.0F);
+  s.assign(32, 5.0F);
+  s[20] = 100.0F;
+  max = -inf;
+  sum = 0.0F;
+  EXPECT_EQ(table().softmax_again(tile), Trial::kSpoilt);
+  EXPECT_EQ(sum, 0.0F);
+  s.assign(32, 5.0F);
+  s[20] = 100.0F;
+  table().softmax(tile);
+  EXPECT_FLOAT_EQ(max, 100.0F);
+  EXPECT_FLOAT_EQ(sum, 1.0F);
+  for (const float none : {-inf, std::nanf("")}) {
+    s.assign(32, none);
+    max = -inf;
+    EXPECT_NE(table().softmax_again(tile), Trial::kDone) << none;
+  }
+}
+
+TEST_P(Kernels, PairsAddUpTheWeightsThatTheyStore) {
+  if (table().pair_rows == nullptr) GTEST_SKIP() << GetParam() << " has no dot products of pairs";
+  for (const std::int64_t keys : {16, 64, 80}) {
+    std::vector<float> s(static_cast<std::size_t>(keys));
+    for (std::size_t i = 0; i < s.size(); ++i) s[i] = static_cast<float>(i) * -0.137F;
+    float max = 0.3F;
+    float sum = 1.0F;
+    float factor = 0.0F;
+    float rounded = 1.0F;
+    const SoftmaxTile tile{true, s.data(),     keys, 1,    keys,    nullptr,
+                           0,    {kLn2, 0.0F}, &max, &sum, &factor, &rounded};
+    EXPECT_EQ(table().softmax_again(tile), Trial::kDone);
+    const auto* stored = reinterpret_cast<const std::uint16_t*>(s.data());
+    float truth = 1.0F;
+    for (std::int64_t i = 0; i < keys; ++i) truth += bf16_to_float(stored[i]);
+    EXPECT_FLOAT_EQ(rounded, truth);
+    EXPECT_NE(rounded, sum);
+    EXPECT_NEAR(rounded, sum, 0x1p-9F * sum);
+  }
+}
+
+TEST_P(Kernels, DotsOfRowsAreThoseOfFloat64) {
+  std::mt19937 random(3);
+  for (const std::int64_t n : {1, 8, 19, 64}) {
+    std::vector<float> a(static_cast<std::size_t>(5 * 70));
+    std::vector<std::uint16_t> b(static_cast<std::size_t>(5 * 80));
+    for (float& x : a) x = static_cast<float>(random() % 2001) * 1e-3F - 1.0F;
+    for (std::uint16_t& x : b) x = float_to_bf16(static_cast<float>(random() % 201) * 0.01F - 1.0F);
+    std::fill_n(a.begin() + 140, n, -0.0F);  // row 2; the others' zeros are not all of a row
+    double dot[5];
+    bool zero[5];
+    table().dot_rows(
+        {Format::kFloat32, a.data(), 70, Format::kBFloat16, b.data(), 80, 5, n, dot, zero});
+    for (std::size_t i = 0; i < 5; ++i) {
+      double truth = 0.0;
+      for (std::size_t j = 0; j < static_cast<std::size_t>(n); ++j) {
+        truth += static_cast<double>(a[i * 70 + j]) * bf16_to_float(b[i * 80 + j]);
+      }
+      EXPECT_NEAR(dot[i], truth, 1e-13);
+      EXPECT_EQ(zero[i], i == 2) << n;
+    }
+    a[static_cast<std::size_t>(140 + n - 1)] = std::nanf("");
+    table().dot_rows(
+        {Format::kFloat32, a.data(), 70, Format::kBFloat16, b.data(), 80, 5, n, dot, zero});
+    EXPECT_FALSE(zero[2]);
+    EXPECT_TRUE(std::isnan(dot[2]));
+  }
+}
+
+TEST_P(Kernels, FinishIsWithinAnUlpAndAHalfOfTheLogarithm) {
+  constexpr std::int64_t kRows = 19;  // several vectors and a rest
+  std::mt19937 random(7);
+  std::vector<float> max(kRows);
+  std::vector<float> sum(kRows);
+  std::vector<float> factor(kRows);
+  std::vector<float> lse(kRows);
+  const Finish rows{max.data(), sum.data(), kRows, factor.data(), lse.data(), sum.data()};
+  double most = 0.0;
+  for (int n = 0; n < 20'000; ++n) {
+    for (float& x : sum) {
+      x = n % 2 == 0 ? std::bit_cast<float>(0x00800000U +
+                                            static_cast<std::uint32_t>(random() % 0x7F000000U))
+                     : 1.0F + static_cast<float>(random() % 2000) * 1e-5F - 0.01F;
+    }
+    ASSERT_TRUE(table().finish(rows));
+    for (std::size_t i = 0; i < sum.size(); ++i) {
+      ASSERT_EQ(factor[i], 1.0F / sum[i]);
+      const double truth = std::log(static_cast<double>(sum[i]));
+      const auto nearest = static_cast<float>(std::abs(truth));
+      const double ulp = std::nextafter(nearest, 1e30F) - nearest;
+      most = std::max(most, std::abs(static_cast<double>(lse[i]) - truth) / ulp);
+    }
+  }
+  EXPECT_LT(most, 1.5);
+  max.assign(kRows, 3.0F);
+  sum.assign(kRows, 1.0F);
+  ASSERT_TRUE(table().finish(rows));
+  EXPECT_FLOAT_EQ(lse[kRows - 1], 3.0F * kLn2);
+  for (const float odd : {0.0F, 0x1p-127F, std::numeric_limits<float>::infinity(), std::nanf("")}) {
+    sum[kRows - 1] = odd;
+    EXPECT_FALSE(table().finish(rows)) << odd;
+  }
 }
 
 TEST_P(Kernels, ScoresOfAnySizeAboveTheReferenceAreNotTakenForSmallOnes) {
@@ -413,9 +560,10 @@ TEST_P(Kernels, ScoresOfAnySizeAboveTheReferenceAreNotTakenForSmallOnes) {
     float max = 0.0F;
     float sum = 1.0F;
     float factor = 1.0F;
-    EXPECT_EQ(table().softmax_again(
-                  {false, s.data(), 32, 1, 32, nullptr, 0, {kLn2, 0.0F}, &max, &sum, &factor}),
-              Trial::kSpoilt)
+    EXPECT_EQ(
+        table().softmax_again(
+            {false, s.data(), 32, 1, 32, nullptr, 0, {kLn2, 0.0F}, &max, &sum, &factor, nullptr}),
+        Trial::kSpoilt)
         << large;
     EXPECT_EQ(sum, 1.0F);
   }
@@ -427,7 +575,8 @@ TEST_P(Kernels, RowsThatSeeNothingKeepAnEmptyState) {
   float max = -std::numeric_limits<float>::infinity();
   float sum = 0.0F;
   float factor = 0.0F;
-  table().softmax({false, s.data(), 48, 1, 20, &none, 1, {kLn2, 0.0F}, &max, &sum, &factor});
+  table().softmax(
+      {false, s.data(), 48, 1, 20, &none, 1, {kLn2, 0.0F}, &max, &sum, &factor, nullptr});
   EXPECT_EQ(max, -std::numeric_limits<float>::infinity());
   EXPECT_EQ(sum, 0.0F);
   EXPECT_EQ(factor, 1.0F);
