@@ -43,9 +43,12 @@ void PlaneKeys::ask_for(std::int64_t j, Ahead& to) const {
 }
 
 Ahead Unit::ahead() const {
-  const std::int64_t query = tile_.rows * row_stride(o_.words(p_.head_dim)) * 4;
   Ahead to;
-  to.first[0] = {x_.query, query, 1};
+  if (x_.query == nullptr) {
+    to.first[0] = rows_of(step_.query, b_, tile_.row, h_, tile_.rows);
+  } else {
+    to.first[0] = {x_.query, tile_.rows * query_row_ * 4, 1};
+  }
   to.second[0] = {x_.acc, tile_.rows * width_ * 4, 1};
   return to;
 }
