@@ -19,7 +19,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a struct, a function or the operands of a handler change. */
-#define RINGATTN_ABI 5
+#define RINGATTN_ABI 6
 
 enum {
   RINGATTN_OK = 0,
@@ -41,7 +41,8 @@ enum {
   RINGATTN_DLSE = 16, /* the gradient of lse is given */
   RINGATTN_BITMAP = 32,
   RINGATTN_FUSED_BACKWARD = 64,
-  RINGATTN_DETERMINISTIC = 128
+  RINGATTN_DETERMINISTIC = 128,
+  RINGATTN_LSE = 256 /* lse of the forward is used: by a backward, or by the caller */
 };
 
 typedef struct ringattn_error {

@@ -224,8 +224,9 @@ PassCounts RingAttention::Impl::forward(const ForwardArgs& args, std::span<std::
         [&](const Step& step, std::span<const std::byte> message, std::span<std::byte>) {
           const KeyBlock block = block_of(args, step, message, w);
           bind_keys(plan, step.owner, block, w, stream, schedule);
-          counts += plan.backend().forward(
-              {context(args, schedule, block, step, w, stream, message), args.out, args.lse});
+          counts +=
+              plan.backend().forward({context(args, schedule, block, step, w, stream, message),
+                                      args.out, args.lse, args.lse.present()});
         });
     return total(Pass::kForward, counts, traffic);
   } catch (const std::exception& error) {

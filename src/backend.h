@@ -38,7 +38,8 @@ struct StepContext {
 
 struct ForwardStep : StepContext {
   TensorView out;  // written by the last step
-  TensorView lse;  // if present
+  TensorView lse;  // likewise, if present
+  bool with_lse;   // lse is asked for, which a backward needs; in every step alike
 };
 
 struct BackwardStep : StepContext {

@@ -62,6 +62,13 @@ void compare_with_one(const Problem& problem, const RingResult& one, const RingR
   }
 }
 
+void compare_without_lse(const Problem& problem, const HostTensor& out, const Expected& expected,
+                         CheckReport& report) {
+  const Comparison c = compare("out", out, expected.truth.out, expected.naive.out,
+                               error_model("out", problem, expected.naive.magnitudes));
+  if (!c.ok) report.failures.push_back("without lse: " + c.message);
+}
+
 }  // namespace
 
 RingResult float64_truth(const Problem& problem, const Options& options, const RingInputs& inputs,
@@ -180,6 +187,8 @@ CheckReport check_against(const Expected& expected, const Problem& problem, cons
     const RingResult one = run_again(problem, chosen, inputs, run, 1, nullptr);
     compare_with_one(problem, one, expected.truth, expected.naive, report);
   }
+  run.backward = run.lse = false;
+  compare_without_lse(problem, run_on_ring(problem, chosen, inputs, run).out, expected, report);
   return report;
 }
 

@@ -58,7 +58,8 @@ Expected make_expected(const Problem& problem, const Options& options, const Rin
 CheckReport judge(const Expected& expected, const Problem& problem, const Options& options,
                   const RingInputs& inputs, RingResult result, const RingResult* again);
 
-/// Throws what the library throws; a difference is a report.
+/// Throws what the library throws; a difference is a report. A forward that is not asked for lse is
+/// judged too: it may keep its weights to fewer bits.
 CheckReport check_against(const Expected& expected, const Problem& problem, const Options& options,
                           const RingInputs& inputs, int ring, bool backward,
                           const CheckSettings& settings);

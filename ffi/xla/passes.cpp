@@ -173,8 +173,8 @@ void forward_hop(Place& place, const HopCall& call, xla::ffi::RemainingArgs args
     const Hop one(Pass::kForward, config, call.hop, in, at, place,
                   carried(place, state_in, state_out, at), false);
     if (!one.live() && !first && !finish) return;
-    one.plan().backend().forward(
-        {one.context(sinks.view(at), call.hop), out.view(at), lse.view(at)});
+    one.plan().backend().forward({one.context(sinks.view(at), call.hop), out.view(at), lse.view(at),
+                                  (config.flags & RINGATTN_LSE) != 0});
   };
   run_hop(status, gate, {&out, &lse, &state_out}, [&] { io.for_each_index(one_index); });
 }

@@ -68,7 +68,8 @@ struct ForwardArgs {
   ConstTensorView kv_positions{};    // [Sk_local] int32 or int64
   ConstTensorView sinks{};           // softmax_aux: [H], [S] or [H, S], any float dtype
   TensorView out{};                  // [B, Sq_local, H, Dv] in the problem's dtype or f32
-  TensorView lse{};                  // [B, H, Sq_local] f32, natural log; optional
+  TensorView lse{};  // [B, H, Sq_local] f32, natural log; optional. Without it, not to
+                     // be differentiated: see docs/contract.md, Precision
 };
 
 /// The forward's tensors, whose `out` and `lse` are now inputs, and the gradients.

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-ABI = 5
+ABI = 6
 LAYOUTS = ("contiguous", "zigzag", "striped")
 UNBOUNDED = 2**63 - 1
 NONE = float("nan")  # a float that is not given; one object, so that equal configs are equal
 
-SEGMENT_IDS, POSITIONS, POSITIONS64, SINKS, DLSE, BITMAP, FUSED_BACKWARD, DETERMINISTIC = (
-    1 << bit for bit in range(8)
-)
+(
+    SEGMENT_IDS, POSITIONS, POSITIONS64, SINKS, DLSE, BITMAP, FUSED_BACKWARD, DETERMINISTIC, LSE
+) = (1 << bit for bit in range(9))  # fmt: skip
 
 
 class Config(NamedTuple):

@@ -7,6 +7,7 @@ who sends is the plan's; which block is at hand is known only at run time and th
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -16,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from . import _spread
 from ._calls import accumulate, agree, hop
-from ._library import DLSE
+from ._library import DLSE, LSE
 from ._message import Extras, Setup, gate_after, pack, tie
 
 
@@ -228,11 +229,13 @@ def _backward(setup: Setup, query, key, value, sinks, extras, out, lse, dout, dl
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def attend(setup: Setup, query, key, value, sinks, extras: Extras):  # noqa: ANN001, ANN201
     """out and lse; differentiable once, in query, key, value and sinks."""
-    return _attend_forward(setup, query, key, value, sinks, extras)[0]
+    return tuple(_spread.forward(_forward, setup, query, key, value, sinks, extras))
 
 
 def _attend_forward(setup, query, key, value, sinks, extras):  # noqa: ANN001, ANN202
-    out, lse = _spread.forward(_forward, setup, query, key, value, sinks, extras)
+    config = setup.config._replace(flags=setup.config.flags | LSE)  # the backward needs it
+    own = query, key, value, sinks, extras
+    out, lse = _spread.forward(_forward, dataclasses.replace(setup, config=config), *own)
     out = checkpoint_name(out, "ring_attention_out")
     lse = checkpoint_name(lse, "ring_attention_lse")
     return (out, lse), (query, key, value, sinks, extras, out, lse)

@@ -125,7 +125,7 @@ def ring_attention(
         | _library.POSITIONS * (q_pos is not None)
         | _library.POSITIONS64 * wide
         | _library.SINKS * (sinks is not None)
-        | _library.DLSE * _flag("return_lse", return_lse)
+        | (_library.DLSE | _library.LSE) * _flag("return_lse", return_lse)
         | _library.FUSED_BACKWARD * _flag("fused_backward", fused_backward)
         | _library.DETERMINISTIC * _flag("deterministic", deterministic)
     )

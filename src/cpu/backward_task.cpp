@@ -12,15 +12,12 @@ TaskScratch carve_task(const Plan& plan, Carver& carver) {
   const TileShape tile = plan.tiles(Pass::kBackward);
   const Problem& p = plan.problem();
   const Operands o(plan);
-  const std::int64_t scores = tile.queries * row_stride(tile.keys);
+  const std::int64_t row = row_stride(tile.keys);
   TaskScratch s{};
   const PackedBlock block(plan, Pass::kBackward);
   s.packed = carver.take(plan.shares_blocks() ? 0 : block.tile_bytes()).data();
-  s.s = carver.take_array<float>(scores);
-  s.dp = carver.take_array<float>(o.pairs ? scores : 0);
-  for (float*& ds : s.tiles_ds) {
-    ds = carver.take_array<float>(tile.queries * row_stride(o.words(tile.keys)));
-  }
+  s.s = carver.take_array<float>((o.pairs ? tile.queries + tile.queries % 2 : tile.queries) * row);
+  for (float*& ds : s.tiles_ds) ds = carver.take_array<float>(tile.queries * row);
   s.dkey = carver.take_array<float>(tile.keys * row_stride(p.head_dim));
   s.dvalue = carver.take_array<float>(tile.keys * row_stride(p.value_dim));
   return s;
@@ -35,7 +32,6 @@ Task::Task(const BackwardStep& step, const BackwardPieces& pieces, const TaskScr
       o_(operands),
       k_(operands.kernels),
       stride_(row_stride(step.schedule.keys.size)),
-      ds_row_(row_stride(operands.words(step.schedule.keys.size))),
       d_(row_stride(p_.head_dim)),
       v_(row_stride(p_.value_dim)),
       b_(keys.plane / p_.kv_heads),
@@ -133,10 +129,9 @@ void Task::attend(std::int64_t h, std::int64_t i, PassCounts& counts) {
     } else {
       tile.parts[tile.count++] = {{0, rows}, {0, keys_.rows}};
     }
-    float* dp = o_.pairs ? x_.dp : tile.ds;
     for (int n = 0; n < tile.count; ++n) {
-      weigh(tile, tile.parts[n], masked ? &bits : nullptr, dp);
-      add_to_keys(tile, tile.parts[n], masked ? &bits : nullptr, dp);
+      weigh(tile, tile.parts[n], masked ? &bits : nullptr);
+      add_to_keys(tile, tile.parts[n], masked ? &bits : nullptr);
     }
   }
   if (masked && !packed_.finite) {
@@ -182,7 +177,7 @@ void Task::add_first() {
 }
 
 /// P and dS. They lie in their tile, at rows and keys of the part.
-void Task::weigh(const Pending& tile, const Part& part, const TileBits* bits, float* dp) {
+void Task::weigh(const Pending& tile, const Part& part, const TileBits* bits) {
   const Range rows = part.rows;
   const Range keys = part.keys;
   const std::int64_t m = rows.end - rows.begin;
@@ -212,7 +207,7 @@ void Task::weigh(const Pending& tile, const Part& part, const TileBits* bits, fl
               false,
               packed_.values_t + keys.begin,
               stride_,
-              dp + at,
+              ds_of(tile, part),
               stride_,
               m,
               padded(n),
@@ -222,11 +217,9 @@ void Task::weigh(const Pending& tile, const Part& part, const TileBits* bits, fl
   const std::int64_t row = row_of(tile, rows.begin);
   const std::int64_t words = bits ? bits->words : 0;
   const std::uint64_t* seen = bits ? bits->bits + rows.begin * words + keys.begin / 64 : nullptr;
-  float* ds = o_.pairs ? ds_of(tile, part) : nullptr;
-  k_.gradient({x_.s + at,
-               dp + at,
-               ds,
-               ds_row_,
+  k_.gradient({o_.pairs,
+               x_.s + at,
+               ds_of(tile, part),
                stride_,
                m,
                n,
@@ -254,8 +247,7 @@ Region Task::right_of(const PackedRows& x, const Pending& tile, const Part& part
 }
 
 /// dV += P^T dO, dK += dS^T Q.
-void Task::add_to_keys(const Pending& tile, const Part& part, const TileBits* bits,
-                       const float* dp) {
+void Task::add_to_keys(const Pending& tile, const Part& part, const TileBits* bits) {
   const std::int64_t q = packed(tile);
   const std::int64_t row = o_.words(part.rows.begin);
   Region before = o_.pairs ? right_of(w_.query, tile, part) : Region{};
@@ -267,8 +259,9 @@ void Task::add_to_keys(const Pending& tile, const Part& part, const TileBits* bi
   }
   add_transposed(part, bits, x_.s, w_.dout.right + q * w_.dout.right_size + row * v_, v_,
                  p_.value_dim, x_.dvalue, w_.dout.finite[q] != 0, before);
-  add_transposed(part, bits, dp, w_.query.right + q * w_.query.right_size + row * d_, d_,
-                 p_.head_dim, x_.dkey, w_.query.finite[q] != 0, after);
+  add_transposed(part, bits, o_.pairs ? x_.s + stride_ : tile.ds,
+                 w_.query.right + q * w_.query.right_size + row * d_, d_, p_.head_dim, x_.dkey,
+                 w_.query.finite[q] != 0, after);
   empty_ = false;
 }
 
@@ -281,7 +274,7 @@ void Task::add_transposed(const Part& part, const TileBits* bits, const float* w
   weights += part.rows.begin * stride_ + part.keys.begin;
   out += part.keys.begin * row;
   if (bits != nullptr && !finite) {
-    careful_product_transposed({o_.pairs, weights, stride_,
+    careful_product_transposed({o_.pairs, false, weights, stride_,
                                 bits->bits + part.rows.begin * bits->words + part.keys.begin / 64,
                                 bits->words, rows, keys, x, row, columns, out, row});
   } else {
@@ -304,16 +297,26 @@ void Task::add_transposed(const Part& part, const TileBits* bits, const float* w
 
 void Task::add_to_queries(const Pending& tile, const Part& part) {
   const std::int64_t width = padded(p_.head_dim);
-  k_.product({o_.pairs, ds_of(tile, part), ds_row_, false,
-              packed_.keys + o_.words(part.keys.begin) * d_, d_, dquery_of(tile, part.rows.begin),
-              width, part.rows.end - part.rows.begin, width,
-              o_.words(part.keys.end - part.keys.begin), true});
+  k_.product({o_.pairs,
+              ds_of(tile, part),
+              stride_,
+              false,
+              packed_.keys + o_.words(part.keys.begin) * d_,
+              d_,
+              dquery_of(tile, part.rows.begin),
+              width,
+              part.rows.end - part.rows.begin,
+              width,
+              o_.words(part.keys.end - part.keys.begin),
+              true,
+              {},
+              o_.pairs});
 }
 
 void Task::add_carefully(const Pending& tile, const TileBits& bits) {
   for (int n = 0; n < tile.count; ++n) {
     const Part& part = tile.parts[n];
-    careful_product({o_.pairs, ds_of(tile, part), ds_row_,
+    careful_product({o_.pairs, o_.pairs, ds_of(tile, part), stride_,
                      bits.bits + part.rows.begin * bits.words + part.keys.begin / 64, bits.words,
                      part.rows.end - part.rows.begin, part.keys.end - part.keys.begin,
                      packed_.keys + o_.words(part.keys.begin) * d_, d_, p_.head_dim,

@@ -22,9 +22,8 @@ constexpr int kAhead = 4;
 /// What one thread works in.
 struct TaskScratch {
   std::byte* packed;        // one tile of PackedBlock; none if the block's owner shares its own
-  float* s;                 // [M, stride of N]
-  float* dp;                // [M, stride of N], of pairs
-  float* tiles_ds[kAhead];  // [M, stride of N] each; unless of pairs, dP before that
+  float* s;                 // [M, stride of N]; of pairs, an even number of rows
+  float* tiles_ds[kAhead];  // [M, stride of N] each; dP before that
   float* dkey;              // [N, stride of D]
   float* dvalue;            // [N, stride of Dv]
 };
@@ -66,8 +65,8 @@ class Task {
   void clear_keys();
   void attend(std::int64_t h, std::int64_t i, PassCounts& counts);
   void split(Pending& tile, const TileBits& bits) const;
-  void weigh(const Pending& tile, const Part& part, const TileBits* bits, float* dp);
-  void add_to_keys(const Pending& tile, const Part& part, const TileBits* bits, const float* dp);
+  void weigh(const Pending& tile, const Part& part, const TileBits* bits);
+  void add_to_keys(const Pending& tile, const Part& part, const TileBits* bits);
   void add_transposed(const Part& part, const TileBits* bits, const float* weights, const float* x,
                       std::int64_t row, std::int64_t columns, float* out, bool finite,
                       const Region& next);
@@ -94,7 +93,7 @@ class Task {
     return tile.bh * step_.query.dim(1) + step_.schedule.queries[tile.i].row + r;
   }
   float* ds_of(const Pending& tile, const Part& part) const {
-    return tile.ds + part.rows.begin * ds_row_ + o_.words(part.keys.begin);
+    return tile.ds + part.rows.begin * stride_ + part.keys.begin;
   }
   float* dquery_of(const Pending& tile, std::int64_t r) const {
     return w_.dquery + row_of(tile, r) * padded(p_.head_dim);
@@ -106,7 +105,7 @@ class Task {
   TaskScratch x_;
   const Operands& o_;
   const KernelTable& k_;
-  std::int64_t stride_, ds_row_, d_, v_, b_, g_, j_;
+  std::int64_t stride_, d_, v_, b_, g_, j_;
   Keys next_;
   bool last_ = false;  // at the last query tile
   Tile keys_;

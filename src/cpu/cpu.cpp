@@ -49,6 +49,10 @@ float half(const float* words, std::int64_t word, std::int64_t which) {
 template <bool kTransposed>
 float weight(const CarefulProduct& p, std::int64_t i, std::int64_t j) {
   if (!p.pairs) return p.w[i * p.w_row + j];
+  if (p.split) {
+    const std::int64_t word = i * p.w_row + j / 2 * 2;
+    return half(p.w, word, j % 2) + half(p.w, word + 1, j % 2);
+  }
   return kTransposed ? half(p.w, i / 2 * 2 * p.w_row + j, i % 2)
                      : half(p.w, i * p.w_row + j / 2, j % 2);
 }
@@ -58,7 +62,7 @@ template <bool kTransposed>
 void careful(const CarefulProduct& p) {
   for (std::int64_t i = 0; i < p.rows; ++i) {
     for (std::int64_t j = 0; j < p.keys; ++j) {
-      if ((p.bits[i * p.words + j / 64] >> (j % 64) & 1) == 0) continue;
+      if (p.bits != nullptr && (p.bits[i * p.words + j / 64] >> (j % 64) & 1) == 0) continue;
       const float w = weight<kTransposed>(p, i, j);
       const std::int64_t row = kTransposed ? i : j;
       float* out = p.out + (kTransposed ? j : i) * p.out_row;

@@ -85,14 +85,16 @@ inline constexpr std::int64_t kMaskedRows = 24;
 /// The keys that any of these rows of a masked tile sees: from a multiple of 64 to the last one.
 Range visible_keys(const TileBits& bits, Range rows);
 
-/// Products of masked tiles whose right side has a NaN or inf, which must reach no row that does
-/// not see it: only visible pairs are touched. out[i] += sum over visible j of w[i][j] * x[j];
+/// Products whose right side has a NaN or inf. In masked tiles it must reach no row that does not
+/// see it: only visible pairs are touched. A weight in two parts, one of them 0, would make NaN of
+/// inf: it is added up first. out[i] += sum over visible j of w[i][j] * x[j];
 /// transposed: out[j] += sum over visible i of w[i][j] * x[i].
 struct CarefulProduct {
-  bool pairs;  // w and x are words, as GradientTile and KernelTable::pair_rows leave them
+  bool pairs;  // w and x are words, as the passes and KernelTable::pair_rows leave them
+  bool split;  // as Product
   const float* w;
   std::int64_t w_row;
-  const std::uint64_t* bits;
+  const std::uint64_t* bits;  // null: all are visible
   std::int64_t words;
   std::int64_t rows, keys;
   const float* x;

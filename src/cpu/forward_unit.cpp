@@ -66,6 +66,7 @@ Unit::Unit(const ForwardStep& step, const TileScratch& scratch, const UnitScratc
       x_(own),
       o_(operands),
       k_(operands.kernels),
+      split_(operands.pairs && step.with_lse),
       b_(bh / p_.query_heads),
       h_(bh % p_.query_heads),
       tile_(step.schedule.queries[i]),
@@ -157,7 +158,8 @@ void Unit::attend_rows(std::int64_t j, Range rows, Range keys, const TileBits* b
                             x_.max + rows.begin,
                             x_.sum + rows.begin,
                             s_.factor,
-                            o_.pairs ? x_.rounded + rows.begin : nullptr};
+                            o_.pairs ? x_.rounded + rows.begin : nullptr,
+                            split_};
   k_.product(scores);
   const Trial trial = k_.softmax_again(weights);
   if (trial != Trial::kDone) {
@@ -166,8 +168,9 @@ void Unit::attend_rows(std::int64_t j, Range rows, Range keys, const TileBits* b
     if (!empty_) k_.scale_rows(acc, width_, m, width_, s_.factor);
   }
   const float* values = tile.values + o_.words(keys.begin) * tile.values_row;
-  if (bits != nullptr && !tile.finite) {
-    careful_product({o_.pairs, s_.s, stride, seen, words, m, count, values, tile.values_row,
+  if ((bits != nullptr || split_) && !tile.finite) {
+    clear();
+    careful_product({o_.pairs, split_, s_.s, stride, seen, words, m, count, values, tile.values_row,
                      p_.value_dim, acc, width_});
   } else {
     k_.product({o_.pairs,
@@ -182,7 +185,8 @@ void Unit::attend_rows(std::int64_t j, Range rows, Range keys, const TileBits* b
                 width_,
                 o_.words(count),
                 !empty_,
-                {ahead.second[0], ahead.second[1]}});
+                {ahead.second[0], ahead.second[1]},
+                split_});
   }
 }
 

@@ -91,6 +91,7 @@ class Unit {
   UnitScratch x_;
   const Operands& o_;
   const KernelTable& k_;
+  bool split_;  // weights are kept in two bfloat16 values: out is to be differentiated
   std::int64_t b_, h_;
   Tile tile_;
   const PlaneKeys& keys_;

@@ -32,7 +32,9 @@ enum class Format : std::uint8_t { kFloat32, kBFloat16, kFloat16 };
 /// c[i][j] (+)= sum over k of a(i, k) * b[k][j], for i < m, j < n (a multiple of 16), k < depth.
 /// a(i, k) = a[i * a_row + k], transposed a[k * a_row + i]. The order of additions depends on the
 /// shape alone. With `pairs` an element of a or b is a word of two bfloat16 values, whose products
-/// are both added: neighbours in the direction of k, so that depth is half as many words.
+/// are both added: neighbours in the direction of k, so that depth is half as many words. With
+/// `split` too, a(i, k) is the sum of two words, a[i * a_row + 2 k] and the next one; not
+/// transposed.
 struct Product {
   bool pairs;
   const float* a;
@@ -45,6 +47,7 @@ struct Product {
   std::int64_t m, n, depth;
   bool accumulate;
   Region next[2] = {};  // to be brought nearer meanwhile
+  bool split = false;
 };
 
 /// How products of queries and keys become scores in units of log2. The scale is applied to the
@@ -56,7 +59,8 @@ struct Scoring {
 
 /// A tile of scores on its way to weights.
 struct SoftmaxTile {
-  bool pairs;  // out: weights are bfloat16, in the first half of each row
+  bool pairs;  // out: weights are words: of bfloat16 values, in the first half of each row, or
+               // with `split` of the two parts of each, in turn
   float* s;    // [rows][stride]; in: products; out: weights, 0 where masked or padding
   std::int64_t stride;
   std::int64_t rows, keys;    // keys < padded(keys): the rest is masked
@@ -66,7 +70,9 @@ struct SoftmaxTile {
   float* max;      // [rows], log2 units, in and out
   float* sum;      // [rows], in and out
   float* factor;   // [rows], out: what the accumulators are to be multiplied by
-  float* rounded;  // pairs: [rows], in and out: the sum of the weights as they are rounded
+  float* rounded;  // pairs: [rows], in and out: the sum of the weights as they are rounded; with
+                   // `split` the same as `sum`
+  bool split = false;
 };
 
 /// Rows of a tile, at most.
@@ -88,10 +94,10 @@ enum class Trial : std::uint8_t { kDone, kNot, kSpoilt };
 
 /// The backward's elementwise pass: P = exp2(s - lse), dS = P * (dP - delta) * slope.
 struct GradientTile {
-  float* s;   // in: products; out: P. With `pairs` row 2i holds words of P of rows 2i and 2i + 1
-  float* dp;  // in: dO V^T; out: dS. With `pairs` likewise
-  float* ds;  // pairs: dS again, as rows of bfloat16, [rows][ds_row]; else null
-  std::int64_t ds_row;
+  bool pairs;
+  float* s;   // in: products; out: P. With `pairs` row 2i holds words of P of rows 2i and 2i + 1,
+              // and row 2i + 1, even if there is no such row, those of dS
+  float* dp;  // in: dO V^T; out: dS. With `pairs` as the left side of a product that is `split`
   std::int64_t stride;
   std::int64_t rows, keys;
   const std::uint64_t* bits;

@@ -105,15 +105,19 @@ inline F add_all(const F* x) {
 }
 
 /// Sums of weights, and of what they are rounded to: a row that one key takes is that key's value,
-/// as long as the same rounding error is above and below the line.
+/// as long as the same rounding error is above and below the line. In two parts they are not
+/// rounded so that it matters.
 struct Sums {
   F exact{};
   F rounded{};
 };
 
-/// s = exp2(s * factor - shift) for n vectors from column j; adds them to the sums. With kPairs
-/// they go to where columns of bfloat16 lie. kBound: of exponents that may be of any size.
-template <bool kPairs, bool kBound, int n>
+/// How weights are stored: as they are, or as SoftmaxTile says of pairs.
+enum class Weights : std::uint8_t { kFloats, kPairs, kSplit };
+
+/// s = exp2(s * factor - shift) for n vectors from column j; adds them to the sums. kBound: of
+/// exponents that may be of any size.
+template <Weights kWeights, bool kBound, int n>
 inline void weigh(float* s, std::int64_t j, F factor, F shift, Sums& sums) {
   F x[n];
 #pragma GCC unroll 8
@@ -125,11 +129,16 @@ inline void weigh(float* s, std::int64_t j, F factor, F shift, Sums& sums) {
   exp2(x);
   sums.exact += add_all<n>(x);
 #if defined(RINGATTN_PAIRS)
-  if constexpr (kPairs && n == 1) {
+  if constexpr (kWeights == Weights::kSplit) {
+#pragma GCC unroll 8
+    for (int i = 0; i < n; ++i) store(s + j + i * kLanes, split_bf16(x[i]));
+    sums.rounded = sums.exact;
+    return;
+  } else if constexpr (kWeights == Weights::kPairs && n == 1) {
     store_half(reinterpret_cast<std::uint16_t*>(s) + j, x[0]);
     sums.rounded = dot(sums.rounded, round_to_bf16(x[0], F{}), ones());
     return;
-  } else if constexpr (kPairs) {
+  } else if constexpr (kWeights == Weights::kPairs) {
 #pragma GCC unroll 8
     for (int i = 0; i < n; i += 2) {
       const F words = round_to_bf16(x[i], x[i + 1]);
@@ -144,28 +153,29 @@ inline void weigh(float* s, std::int64_t j, F factor, F shift, Sums& sums) {
 }
 
 /// The same for a row of n columns; the lanes of the results add up to its sums.
-template <bool kPairs, bool kBound>
+template <Weights kWeights, bool kBound>
 inline Sums weigh_row(float* s, std::int64_t n, F factor, F shift) {
   Sums sums;
   std::int64_t j = 0;
   for (; j + kTogether * kLanes <= n; j += kTogether * kLanes) {
-    weigh<kPairs, kBound, kTogether>(s, j, factor, shift, sums);
+    weigh<kWeights, kBound, kTogether>(s, j, factor, shift, sums);
   }
-  for (; j < n; j += kLanes) weigh<kPairs, kBound, 1>(s, j, factor, shift, sums);
+  for (; j < n; j += kLanes) weigh<kWeights, kBound, 1>(s, j, factor, shift, sums);
   return sums;
 }
 
 /// The same for rows [begin, begin + rows), at most kLanes of them; lanes i of the results are the
 /// sums of row i.
-template <bool kPairs, bool kBound>
+template <Weights kWeights, bool kBound>
 inline Sums weigh_rows(const SoftmaxTile& t, std::int64_t begin, std::int64_t rows, F factor,
                        const float* shift) {
+  constexpr bool kPairs = kWeights != Weights::kFloats;
   F exact[kLanes];
   F rounded[kLanes];
   for (std::int64_t i = rows; i < kLanes; ++i) exact[i] = rounded[i] = F{};
   for (std::int64_t i = 0; i < rows; ++i) {
-    const Sums sums = weigh_row<kPairs, kBound>(t.s + (begin + i) * t.stride, padded(t.keys),
-                                                factor, splat(shift[i]));
+    const Sums sums = weigh_row<kWeights, kBound>(t.s + (begin + i) * t.stride, padded(t.keys),
+                                                  factor, splat(shift[i]));
     exact[i] = sums.exact;
     if constexpr (kPairs) rounded[i] = sums.rounded;
   }
@@ -204,8 +214,9 @@ inline void add_to(float* x, F factor, F more, std::int64_t rows) {
 
 /// kLanes rows at a time: their maxima and factors are one vector, and no row's exponentials wait
 /// for the maximum of the row before.
-template <bool kPairs>
+template <Weights kWeights>
 void softmax_of(const SoftmaxTile& t) {
+  constexpr bool kPairs = kWeights != Weights::kFloats;
   const Units units(t.scoring);
   for (std::int64_t begin = 0; begin < t.rows; begin += kLanes) {
     const std::int64_t rows = t.rows - begin < kLanes ? t.rows - begin : kLanes;
@@ -220,7 +231,7 @@ void softmax_of(const SoftmaxTile& t) {
         select(at_least(splat(kMinusInfinity), now), F{}, now);  // merge.h: reference()
     store(shift, against);
     const F rescale = select(at_least(before, now), splat(1.0F), exp2(before - against));
-    const Sums sums = weigh_rows<kPairs, false>(t, begin, rows, factor, shift);
+    const Sums sums = weigh_rows<kWeights, false>(t, begin, rows, factor, shift);
     store_some(t.factor + begin, rescale, rows);
     add_to(t.sum + begin, rescale, sums.exact, rows);
     if constexpr (kPairs) add_to(t.rounded + begin, rescale, sums.rounded, rows);
@@ -244,8 +255,9 @@ inline bool guess_references(const SoftmaxTile& t, F factor, std::int64_t begin,
 }
 
 /// softmax() for rows without a mask, without looking for all maxima.
-template <bool kPairs>
+template <Weights kWeights>
 Trial softmax_again_of(const SoftmaxTile& t) {
+  constexpr bool kPairs = kWeights != Weights::kFloats;
   if (!products_are_ordered(t.scoring) || t.bits != nullptr || t.keys % kPanel != 0) {
     return Trial::kNot;
   }
@@ -257,7 +269,7 @@ Trial softmax_again_of(const SoftmaxTile& t) {
     if (!guess_references(t, units.inner, begin, rows)) {
       return begin == 0 ? Trial::kNot : Trial::kSpoilt;
     }
-    const Sums sums = weigh_rows<kPairs, true>(t, begin, rows, units.inner, t.max + begin);
+    const Sums sums = weigh_rows<kWeights, true>(t, begin, rows, units.inner, t.max + begin);
     large |= not_below(sums.exact, splat(kTooLarge));
     store_some(t.factor + begin, sums.exact, rows);
     if constexpr (kPairs) store_some(rounded + begin, sums.rounded, rows);
@@ -273,19 +285,18 @@ Trial softmax_again_of(const SoftmaxTile& t) {
 
 void softmax(const SoftmaxTile& t) {
 #if defined(RINGATTN_PAIRS)
-  if (t.pairs) {
-    softmax_of<true>(t);
-    return;
-  }
+  if (t.pairs && t.split) return softmax_of<Weights::kSplit>(t);
+  if (t.pairs) return softmax_of<Weights::kPairs>(t);
 #endif
-  softmax_of<false>(t);
+  softmax_of<Weights::kFloats>(t);
 }
 
 Trial softmax_again(const SoftmaxTile& t) {
 #if defined(RINGATTN_PAIRS)
-  if (t.pairs) return softmax_again_of<true>(t);
+  if (t.pairs && t.split) return softmax_again_of<Weights::kSplit>(t);
+  if (t.pairs) return softmax_again_of<Weights::kPairs>(t);
 #endif
-  return softmax_again_of<false>(t);
+  return softmax_again_of<Weights::kFloats>(t);
 }
 
 /// The natural logarithm of positive normal numbers, within an ulp: x = 2^k (1 + f), and a minimax
@@ -381,7 +392,7 @@ void gradient_row(const GradientTile& t, const Units& units, std::int64_t row) {
 }
 
 #if defined(RINGATTN_PAIRS)
-/// n vectors, 1 or 2, of two rows (or of the last one and zeros), as words.
+/// n vectors of two rows (or of the last one and zeros), as words.
 template <bool kCap, int kCount, int n>
 inline void gradient_pairs(const GradientTile& t, const Units& units, std::int64_t row,
                            std::int64_t free, std::int64_t j) {
@@ -393,16 +404,9 @@ inline void gradient_pairs(const GradientTile& t, const Units& units, std::int64
   for (int i = 0; i < n; ++i) {
     const std::int64_t at = row * t.stride + j + i * kLanes;
     store(t.s + at, interleave_bf16(p[0][i], p[1][i]));
-    store(t.dp + at, interleave_bf16(ds[0][i], ds[1][i]));
-  }
+    store(t.s + at + t.stride, interleave_bf16(ds[0][i], ds[1][i]));
 #pragma GCC unroll 2
-  for (int r = 0; r < kCount; ++r) {
-    float* to = t.ds + (row + r) * t.ds_row;
-    if constexpr (n == 2) {
-      store(to + j / 2, round_to_bf16(ds[r][0], ds[r][1]));
-    } else {
-      store_half(reinterpret_cast<std::uint16_t*>(to) + j, ds[r][0]);
-    }
+    for (int r = 0; r < kCount; ++r) store(t.dp + at + r * t.stride, split_bf16(ds[r][i]));
   }
 }
 
@@ -424,7 +428,7 @@ template <bool kCap>
 void gradient_rows(const GradientTile& t) {
   const Units units(t.scoring);
 #if defined(RINGATTN_PAIRS)
-  if (t.ds != nullptr) {
+  if (t.pairs) {
     std::int64_t i = 0;
     for (; i + 2 <= t.rows; i += 2) gradient_row_pairs<kCap, 2>(t, units, i);
     if (i < t.rows) gradient_row_pairs<kCap, 1>(t, units, i);

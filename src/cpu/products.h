@@ -13,12 +13,15 @@ namespace {
 /// Rows of the right side that one sweep over the left side uses: 128 x 64 floats are 32 KiB.
 constexpr std::int64_t kDepth = 128;
 
-/// How an element of the left side meets one of the right side.
+/// How an element of the left side, which may be in parts, meets one of the right side.
 struct Floats {
+  static constexpr int kParts = 1;
   static F add(F sum, F a, F b) { return multiply_add(sum, a, b); }
 };
 #if defined(RINGATTN_PAIRS)
+template <int kWords>
 struct Pairs {
+  static constexpr int kParts = kWords;
   static F add(F sum, F a, F b) { return dot(sum, a, b); }
 };
 #endif
@@ -30,7 +33,7 @@ template <class Element, int R, int C, bool kTransposed>
   F acc[R][C];
   const float* a[R];  // rows of the left side; transposed, where its rows are columns
   const std::int64_t a_row = p.a_row;
-  const std::int64_t a_step = kTransposed ? a_row : 1;
+  const std::int64_t a_step = kTransposed ? a_row : Element::kParts;
   const std::int64_t b_row = p.b_row;
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
@@ -44,11 +47,14 @@ template <class Element, int R, int C, bool kTransposed>
     F column[C];
 #pragma GCC unroll 8
     for (int c = 0; c < C; ++c) column[c] = load(b + c * kLanes);
+#pragma GCC unroll 2
+    for (int part = 0; part < Element::kParts; ++part) {
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const F row = splat(kTransposed ? a[0][at + r] : a[r][at]);
+      for (int r = 0; r < R; ++r) {
+        const F row = splat(kTransposed ? a[0][at + r] : a[r][at + part]);
 #pragma GCC unroll 8
-      for (int c = 0; c < C; ++c) acc[r][c] = Element::add(acc[r][c], row, column[c]);
+        for (int c = 0; c < C; ++c) acc[r][c] = Element::add(acc[r][c], row, column[c]);
+      }
     }
     b += b_row;
   };
@@ -160,12 +166,16 @@ void product_of(const Product& p) {
   Ahead ahead(p);
   for (std::int64_t k = 0; k < p.depth || k == 0; k += kDepth) {
     slice.depth = p.depth - k < kDepth ? p.depth - k : kDepth;
-    if (p.a_transposed) {
-      product_slice<Element, true>(slice, ahead);
+    if constexpr (Element::kParts == 1) {
+      if (p.a_transposed) {
+        product_slice<Element, true>(slice, ahead);
+      } else {
+        product_slice<Element, false>(slice, ahead);
+      }
     } else {
       product_slice<Element, false>(slice, ahead);
     }
-    slice.a += p.a_transposed ? kDepth * p.a_row : kDepth;
+    slice.a += kDepth * (p.a_transposed ? p.a_row : Element::kParts);
     slice.b += kDepth * p.b_row;
     slice.accumulate = true;
   }
@@ -173,10 +183,8 @@ void product_of(const Product& p) {
 
 void product(const Product& p) {
 #if defined(RINGATTN_PAIRS)
-  if (p.pairs) {
-    product_of<Pairs>(p);
-    return;
-  }
+  if (p.pairs && p.split) return product_of<Pairs<2>>(p);
+  if (p.pairs) return product_of<Pairs<1>>(p);
 #endif
   product_of<Floats>(p);
 }

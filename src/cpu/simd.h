@@ -14,6 +14,7 @@
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 #include <immintrin.h>
 #if defined(__GNUC__) && !defined(__clang__)
@@ -304,6 +305,15 @@ inline F interleave_bf16(F even, F odd) {
 inline void store_half(std::uint16_t* p, F x) {
   const __m256bh narrow = _mm512_cvtneps_pbh(x);
   __builtin_memcpy(p, &narrow, sizeof narrow);
+}
+
+/// Each x as a sum of two values, within 2^-16: words of high parts and of low ones in turn. High
+/// parts are cut, not rounded: a finite x never has an infinite one.
+inline F split_bf16(F x) {
+  const I order{0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15};
+  const F high = as_float(as_int(x) & splat_int(-65536));
+  return reinterpret_cast<F>(_mm512_permutexvar_epi32(
+      reinterpret_cast<__m512i>(order), reinterpret_cast<__m512i>(round_to_bf16(high, x - high))));
 }
 #endif
 

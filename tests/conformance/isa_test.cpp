@@ -113,6 +113,18 @@ TEST(EveryIsaAtTheEnds, Subnormals) {
   expect_right_everywhere(bench, {1, 2});
 }
 
+/// A weight of 1 that is kept as 1 + 0 must not make NaN of them.
+TEST(EveryIsaAtTheEnds, ValuesOfMinusInfinityStayThat) {
+  for (const char* text : {"sq150_h2_d16_bf16", "sq150_h2_d16_bf16_causal", "sq300_h2_d16_f16"}) {
+    Bench bench(text);
+    const std::uint16_t minus_infinity = bench.c.dtype == DType::kBFloat16 ? 0xFF80 : 0xFC00;
+    for (const std::int64_t j : {0, 5, 140}) {
+      bench.data.value.as<std::uint16_t>()[index_of(bench.data.value, 0, j, 0, 3)] = minus_infinity;
+    }
+    expect_right_everywhere(bench, {1, 2});
+  }
+}
+
 TEST(EveryIsaAtTheEnds, ScoresOfMinusInfinityHaveNoWeight) {
   Bench bench("sq300_h2_d16");
   change(bench.data.query, [](float x) { return std::fabs(x) + 0.1F; });

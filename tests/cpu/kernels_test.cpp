@@ -6,6 +6,7 @@
 
 #include <bit>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <map>
 #include <numbers>
@@ -279,6 +280,48 @@ TEST_P(Kernels, PairsMultiplyAsTheirValuesDo) {
   }
 }
 
+/// The same of a left side whose elements are sums of two words.
+TEST_P(Kernels, PairsInTwoPartsMultiplyAsTheirSumsDo) {
+  if (table().pair_rows == nullptr) GTEST_SKIP() << GetParam() << " has no dot products of pairs";
+  for (const std::int64_t words : {1, 2, 31, 64, 75, 200}) {
+    for (const std::int64_t n : {16, 48, 64, 80}) {
+      const std::int64_t m = 13;
+      const auto a = random_bf16(static_cast<std::size_t>(m * 4 * words));
+      const auto b = random_bf16(static_cast<std::size_t>(n * 2 * words));
+      std::vector<float> left(a.size() / 2);
+      std::vector<float> right(b.size() / 2);
+      std::memcpy(left.data(), a.data(), a.size() * 2);
+      std::memcpy(right.data(), b.data(), b.size() * 2);
+      std::vector<float> c(static_cast<std::size_t>(m * n), 3.0F);
+      table().product({true,
+                       left.data(),
+                       2 * words,
+                       false,
+                       right.data(),
+                       n,
+                       c.data(),
+                       n,
+                       m,
+                       n,
+                       words,
+                       true,
+                       {},
+                       true});
+      for (std::int64_t i = 0; i < m; ++i) {
+        for (std::int64_t j = 0; j < n; ++j) {
+          double sum = 3.0;
+          for (std::int64_t k = 0; k < 2 * words; ++k) {
+            const auto at = static_cast<std::size_t>((i * 2 * words + k / 2 * 2) * 2 + k % 2);
+            sum += (static_cast<double>(bf16_to_float(a[at])) + bf16_to_float(a[at + 2])) *
+                   bf16_to_float(b[static_cast<std::size_t>((k / 2 * n + j) * 2 + k % 2)]);
+          }
+          ASSERT_EQ(c[static_cast<std::size_t>(i * n + j)], sum) << i << " " << j << " " << words;
+        }
+      }
+    }
+  }
+}
+
 TEST_P(Kernels, PairsNoticeWhatIsNotFinite) {
   if (table().pair_rows == nullptr) GTEST_SKIP() << GetParam() << " has no dot products of pairs";
   std::vector<float> dst(48 * 48);
@@ -486,6 +529,88 @@ TEST_P(Kernels, PairsAddUpTheWeightsThatTheyStore) {
     EXPECT_FLOAT_EQ(rounded, truth);
     EXPECT_NE(rounded, sum);
     EXPECT_NEAR(rounded, sum, 0x1p-9F * sum);
+  }
+}
+
+/// Element j of words that each hold one part of two neighbours, high parts and low ones in turn.
+float sum_of_parts(const float* words, std::int64_t j) {
+  const auto* halves = reinterpret_cast<const std::uint16_t*>(words + j / 2 * 2) + j % 2;
+  return bf16_to_float(halves[0]) + bf16_to_float(halves[2]);
+}
+
+TEST_P(Kernels, WeightsInTwoPartsAreWithinTwoToTheMinus16) {
+  if (table().pair_rows == nullptr) GTEST_SKIP() << GetParam() << " has no dot products of pairs";
+  const std::int64_t keys = 80;
+  std::vector<float> s(static_cast<std::size_t>(keys));
+  for (std::size_t i = 0; i < s.size(); ++i) s[i] = static_cast<float>(i) * -0.137F;
+  for (const bool again : {false, true}) {
+    const auto weigh = [&](std::vector<float>& x, bool pairs) {
+      float max = 0.3F;
+      float sum = 1.0F;
+      float factor = 0.0F;
+      float rounded = 1.0F;
+      const SoftmaxTile tile{pairs,        x.data(), keys, 1,       keys,     nullptr, 0,
+                             {kLn2, 0.0F}, &max,     &sum, &factor, &rounded, pairs};
+      if (again) {
+        EXPECT_EQ(table().softmax_again(tile), Trial::kDone);
+      } else {
+        table().softmax(tile);
+      }
+      EXPECT_EQ(rounded, pairs ? sum : 1.0F);
+      return sum;
+    };
+    auto exact = s;
+    auto parts = s;
+    EXPECT_EQ(weigh(exact, false), weigh(parts, true));
+    for (std::int64_t j = 0; j < keys; ++j) {
+      const float truth = exact[static_cast<std::size_t>(j)];
+      EXPECT_NEAR(sum_of_parts(parts.data(), j), truth, 0x1p-16F * truth) << j;
+    }
+  }
+}
+
+/// An odd number of rows, and columns behind the last key.
+TEST_P(Kernels, GradientsOfPairsAreThoseOfFloatsForKeysRoundedForQueriesInTwoParts) {
+  if (table().pair_rows == nullptr) GTEST_SKIP() << GetParam() << " has no dot products of pairs";
+  constexpr std::int64_t kRows = 5;
+  constexpr std::int64_t kKeys = 70;
+  constexpr std::int64_t kStride = 80;
+  const std::vector<float> lse(kRows, 2.5F);
+  const std::vector<float> delta = random_floats(kRows, 3);
+  std::vector<float> s[2];
+  std::vector<float> dp[2];
+  for (const bool pairs : {false, true}) {
+    s[pairs] = random_floats((kRows + 1) * kStride, 1);
+    dp[pairs] = random_floats(kRows * kStride, 2);
+    table().gradient({pairs,
+                      s[pairs].data(),
+                      dp[pairs].data(),
+                      kStride,
+                      kRows,
+                      kKeys,
+                      nullptr,
+                      0,
+                      {1.0F, 0.0F},
+                      lse.data(),
+                      delta.data()});
+  }
+  const auto at = [](std::int64_t i, std::int64_t j) {
+    return static_cast<std::size_t>(i * kStride + j);
+  };
+  const auto rounded = [](float x) { return bf16_to_float(float_to_bf16(x)); };
+  for (std::int64_t i = 0; i < kRows; ++i) {
+    for (std::int64_t j = 0; j < kStride; ++j) {
+      const float p = s[0][at(i, j)];
+      const float ds = dp[0][at(i, j)];
+      const auto half = [&](std::int64_t row) {
+        std::uint16_t halves[2];
+        std::memcpy(halves, &s[1][at(row, j)], sizeof halves);
+        return bf16_to_float(halves[i % 2]);
+      };
+      ASSERT_EQ(half(i / 2 * 2), rounded(p)) << i << " " << j;
+      ASSERT_EQ(half(i / 2 * 2 + 1), rounded(ds)) << i << " " << j;
+      ASSERT_NEAR(sum_of_parts(dp[1].data() + i * kStride, j), ds, 0x1p-16F * std::fabs(ds));
+    }
   }
 }
 

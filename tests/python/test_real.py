@@ -63,6 +63,27 @@ def test_the_packed_minilm_input_on_four_devices(mesh):
         assert np.abs(error(ours)).max() <= 2 * np.abs(error(plain)).max() + 2**-7 * largest, name
 
 
+def test_a_forward_that_is_differentiated_is_one_that_is_asked_for_lse(mesh):
+    x = read("minilm_packed_2k.safetensors")
+    inputs = [x[n] for n in ("query", "key", "value", "q_segment_ids")]
+
+    def out(return_lse):
+        def local(q, k, v, ids):
+            got = ring_attention(q, k, v, ids, axis_name="sp", return_lse=return_lse)
+            return got[0] if return_lse else got
+
+        return jax.shard_map(
+            local, mesh=mesh(shape=(4,)), in_specs=P(None, "sp"), out_specs=P(None, "sp")
+        )
+
+    def differentiated(q, k, v, ids):
+        return jax.vjp(lambda *y: out(False)(*y, ids), q, k, v)[0]
+
+    asked = np.asarray(jax.jit(out(True))(*inputs))
+    for f in (differentiated, jax.checkpoint(differentiated)):
+        assert (np.asarray(jax.jit(f)(*inputs)) == asked).all()
+
+
 def test_the_training_example_agrees_with_plain_attention():
     example = runpy.run_path(str(ROOT / "examples/jax/train.py"))
     ring, plain = (example["train"](a) for a in example["attentions"]())

@@ -172,7 +172,7 @@ struct Bench {
     support::RingSettings ring = ring_settings(settings);
     ring.ring = c.ring;
     ring.backward = c.backward;
-    ring.lse = true;
+    ring.lse = c.backward;  // an inference does without
     if (processes == nullptr) {
       support::RingJob job(problem, options, data.inputs(), ring);
       return time(c, job, max_error, threads);
