@@ -16,7 +16,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 class Row:
     """One line of the table: cases of `ringattn bench`, and how their results become a figure."""
     name: str
-    bar: float
+    bar: float | None               # None: only to be known
     cases: list                     # share of peak: one case; ratios: two, (case, options) each
     which: str = 'forward'          # the pass
     isa: str = 'avx512'
@@ -24,21 +24,22 @@ class Row:
     ratio: str = ''                 # '': share of the peak; 'rate', 'time', 'overhead': of two cases
     unit: str = '%'
     head_dim: int = 0               # rows with a roof: see roof()
+    products: int = 0               # that are done, where they are more than are counted
     arithmetic: float = 0           # 'overhead': time at the peak, us
 
 
 # Cycles that softmax and its gradient take for 16 scores, by llvm-mca's models of Zen 4 and Sapphire Rapids (counts.py),
 # and vectors of 16 multiply-adds a cycle.
-PORTS = {'AMD': {'forward': {'avx2': 12.8, 'avx512': 8.8, 'avx512_bf16': 9.1},
-                 'backward': {'avx2': 16.4, 'avx512': 9.1, 'avx512_bf16': 11.0}, 'rate': {'avx2': 1, 'avx512': 1}},
-         'Intel': {'forward': {'avx2': 11.0, 'avx512': 8.6, 'avx512_bf16': 10.2},
-                   'backward': {'avx2': 16.6, 'avx512': 8.6, 'avx512_bf16': 12.2}, 'rate': {'avx2': 1, 'avx512': 2}}}
+PORTS = {'AMD': {'forward': {'avx2': 12.8, 'avx512': 8.8, 'avx512_bf16': 9.1}, 'forward with lse': {'avx512_bf16': 11.3},
+                 'backward': {'avx2': 16.4, 'avx512': 9.1, 'avx512_bf16': 10.2}, 'rate': {'avx2': 1, 'avx512': 1}},
+         'Intel': {'forward': {'avx2': 11.0, 'avx512': 8.6, 'avx512_bf16': 10.2}, 'forward with lse': {'avx512_bf16': 11.4},
+                   'backward': {'avx2': 16.6, 'avx512': 8.6, 'avx512_bf16': 8.5}, 'rate': {'avx2': 1, 'avx512': 2}}}
 
 
 def roof(row, peaks, device):
     """The row's limit, %. Shares of the peak: products of 2 (backward: 5) times D multiply-adds for a vector of scores,
-    and beside them what the port model says of softmax; a dot product of pairs takes what the two measured peaks say.
-    Ratios: two cores are twice one, a mask has no better rate than none, a ring takes no less time than one rank. None:
+    and beside them what the port model says of softmax; a dot product of pairs takes what the two measured peaks say. Low
+    parts of weights and of dS take a product more, which no FLOPs are counted for: 2 of 3 and 5 of 6 are left. Ratios: two cores are twice one, a mask has no better rate than none, a ring takes no less time than one rank. None:
     not known."""
     if row.ratio == 'time':
         return 100
@@ -47,13 +48,14 @@ def roof(row, peaks, device):
     vendor = next((v for v in PORTS if v in device), None)
     if not row.head_dim or vendor is None:
         return None
-    products = (2 if row.which == 'forward' else 5) * row.head_dim
+    counted = 2 if row.which == 'forward' else 5
+    cycles = row.head_dim / PORTS[vendor]['rate']['avx2' if row.isa == 'avx2' else 'avx512']  # of a product
     if row.isa == 'avx512_bf16':
         if not (peaks.get('avx512') and peaks.get('avx512_bf16')):
             return None
-        products *= statistics.median(peaks['avx512']) / statistics.median(peaks['avx512_bf16'])
-    products /= PORTS[vendor]['rate']['avx2' if row.isa == 'avx2' else 'avx512']
-    return 100 * products / (products + PORTS[vendor][row.which][row.isa])
+        cycles *= statistics.median(peaks['avx512']) / statistics.median(peaks['avx512_bf16'])
+    ports = PORTS[vendor]['forward with lse' if row.products == 3 else row.which][row.isa]
+    return 100 * counted * cycles / ((row.products or counted) * cycles + ports)
 
 
 def rows():
@@ -63,10 +65,13 @@ def rows():
             out.append(Row(f'forward f32 D{d} {isa}', bar_f, [f'sq2048_h8_d{d}'], 'forward', isa, head_dim=d))
             out.append(Row(f'backward f32 D{d} {isa}', bar_b, [f'sq2048_h8_d{d}_bwd'], 'backward', isa, head_dim=d))
     for d, bar_f, bar_b in ((64, 73, 70), (128, 80, 75)):
+        # Without `bwd` nobody asks for lse, and weights are rounded once: an inference.
         out.append(Row(f'forward bf16 D{d}, dot products', bar_f, [f'sq2048_h8_d{d}_bf16'], 'forward', 'avx512_bf16',
                        head_dim=d))
+        out.append(Row(f'forward with lse bf16 D{d}, dot products', None, [f'sq2048_h8_d{d}_bf16_bwd'], 'forward',
+                       'avx512_bf16', head_dim=d, products=3))
         out.append(Row(f'backward bf16 D{d}, dot products', bar_b, [f'sq2048_h8_d{d}_bf16_bwd'], 'backward',
-                       'avx512_bf16', head_dim=d))
+                       'avx512_bf16', head_dim=d, products=6))
     for t in ('bf16', 'f16'):
         out.append(Row(f'forward {t} D128 avx2, widened', 77, [f'sq2048_h8_d128_{t}'], 'forward', 'avx2',
                        head_dim=128))
@@ -98,8 +103,8 @@ class Bench:
     runs: list = field(default_factory=list)
     peaks: dict = field(default_factory=dict)  # of one core, by instruction set
 
-    def pass_of(self, case, row, threads):
-        """One process: the result of the row's pass."""
+    def passes(self, case, row, threads):
+        """One process: its results by pass."""
         pin = ['taskset', '-c', ','.join(map(str, sorted(os.sched_getaffinity(0))[:threads]))]
         repeats = 200 if row.ratio == 'overhead' else self.repeats
         command = [*self.wrapper, *pin, self.tool, 'bench', case, '--isa', row.isa, '--threads', str(threads), '--repeats',
@@ -107,10 +112,15 @@ class Bench:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(done.stderr.strip())
-        result = next(r for r in json.loads(done.stdout)['results'] if r['pass'] == row.which)
-        self.runs.append(result)
+        results = {r['pass']: r for r in json.loads(done.stdout)['results']}
         if threads == 1:
-            self.peaks.setdefault(row.isa, []).append(result['peak_gflops'])
+            self.peaks.setdefault(row.isa, []).append(results[row.which]['peak_gflops'])
+        return results
+
+    def pass_of(self, case, row, threads):
+        """One process: the result of the row's pass."""
+        result = self.passes(case, row, threads)[row.which]
+        self.runs.append(result)
         return result
 
     def figure(self, row):
@@ -138,25 +148,37 @@ def why_not(row, isas, cores):
 
 
 def met(row, figure):
+    if row.bar is None:
+        return None
     return figure <= row.bar if row.ratio in ('time', 'overhead') else figure >= row.bar
 
 
+def geometric_mean(xs):
+    return math.exp(statistics.mean(map(math.log, xs)))
+
+
 def peers(args, bench):
-    """Ours and the peers' milliseconds for every cell; geometric means of the speed-ups."""
+    """Ours and the peers' milliseconds for every cell; geometric means of the speed-ups. The forwards are inferences;
+    'both' is a forward that a backward follows, and that."""
     cells = []
     for dtype in ('f32', 'bf16'):
         for d in (64, 128):
             for mask in ('full', 'causal'):
                 cells.append((f'sq2048_h8_d{d}' + (f'_{dtype}' if dtype != 'f32' else '') +
-                              ('_causal' if mask == 'causal' else '') + '_bwd', d, dtype, mask))
+                              ('_causal' if mask == 'causal' else ''), d, dtype, mask))
     table = []
     for case, d, dtype, mask in cells:
-        ours = {'forward': [], 'backward': []}
+        if not re.search(args.cells, case):
+            continue
+        ours = {'forward': [], 'backward': [], 'both': []}
         theirs = {}
         for _ in range(args.peer_processes):
-            for p in ours:
-                row = Row('', 0, [case], p, args.isas[0])
-                ours[p].append(bench.pass_of(case, row, 1)['ms_median'])
+            row = Row('', None, [case], 'forward', args.isas[0])
+            ours['forward'].append(bench.pass_of(case, row, 1)['ms_median'])
+            both = bench.passes(f'{case}_bwd', row, 1)
+            ours['backward'].append(both['backward']['ms_median'])
+            ours['both'].append(both['forward']['ms_median'] + both['backward']['ms_median'])
+            bench.runs += both.values()
             for peer, python in (('jax', args.jax_python), ('torch', args.torch_python)):
                 if not python:
                     continue
@@ -166,7 +188,8 @@ def peers(args, bench):
                 if done.returncode:
                     theirs.setdefault(peer, {})['error'] = done.stderr.strip().splitlines()[-1:] or ['failed']
                     continue
-                for p, ms in json.loads(done.stdout.splitlines()[-1]).items():
+                times = json.loads(done.stdout.splitlines()[-1])
+                for p, ms in (times | {'both': times['forward'] + times['backward']}).items():
                     theirs.setdefault(peer, {}).setdefault(p, []).append(ms)
         for peer, got in theirs.items():
             if 'error' in got:
@@ -178,10 +201,13 @@ def peers(args, bench):
                                   speedup=b / a))
                 print(f'{peer:6} {case:34} {p:9} {a:9.2f} ms {b:9.2f} ms  {b / a:6.2f} x', flush=True)
     for peer in ('jax', 'torch'):
-        ups = [c['speedup'] for c in table if c['peer'] == peer]
-        if ups:
-            print(f'{peer}: geometric mean {math.exp(statistics.mean(map(math.log, ups))):.2f} x, least {min(ups):.2f} x')
-        else:
+        ups = {}
+        for c in table:
+            if c['peer'] == peer:
+                ups.setdefault((c['dtype'], c['pass']), []).append(c['speedup'])
+        for (dtype, p), x in ups.items():
+            print(f'{peer}, {dtype} {p}: geometric mean {geometric_mean(x):.2f} x, least {min(x):.2f} x')
+        if not ups:
             print(f'{peer}: not measured; give --{peer}-python a Python that has it')
     return table
 
@@ -199,6 +225,7 @@ def main():
     p.add_argument('--jax-python', help='a Python that has jax: compares with it')
     p.add_argument('--torch-python', help='a Python that has torch: compares with it')
     p.add_argument('--peers-only', action='store_true')
+    p.add_argument('--cells', default='', help='only cells of the peers whose case matches this regular expression')
     a = p.parse_args()
     info = json.loads(subprocess.run([a.tool, 'info', '--json'], capture_output=True, text=True, check=True).stdout)
     a.isas = next(b['instruction_sets'] for b in info['backends'] if b['name'] == 'cpu')
@@ -219,13 +246,12 @@ def main():
                     roof=roof(r, bench.peaks, device), arithmetic=r.arithmetic)
         if got:
             line.update(figure=statistics.median(got), low=min(got), high=max(got), met=met(r, statistics.median(got)))
-            verdict = 'met' if line['met'] else 'missed'
+            verdict = 'no bar' if r.bar is None else f'bar {r.bar:4} {"met" if line["met"] else "missed"}'
             limit = f', roof {line["roof"]:.0f}' if line['roof'] else ''
-            print(f'{r.name:38} {line["figure"]:7.1f} {r.unit:2} ({line["low"]:.1f} to {line["high"]:.1f})  bar {r.bar:4} '
-                  f'{verdict}{limit}')
+            print(f'{r.name:40} {line["figure"]:7.1f} {r.unit:2} ({line["low"]:.1f} to {line["high"]:.1f})  {verdict}{limit}')
         else:
             line.update(reason=reasons[r.name])
-            print(f'{r.name:38} not measured: {reasons[r.name]}')
+            print(f'{r.name:40} not measured: {reasons[r.name]}')
         table.append(line)
     versus = peers(a, bench) if a.jax_python or a.torch_python else []
     if a.json:

@@ -10,14 +10,17 @@ MODELS = {'avx2': ('znver3', 'znver4', 'sapphirerapids'), 'avx512': ('znver4', '
           'avx512_bf16': ('znver4', 'sapphirerapids')}
 MULTIPLY = re.compile(r'\bv(fmadd|fmsub|fnmadd|dpbf16)')
 LOOKUP = re.compile(r'\bvperm(t2d|i2d|d|ps)\b')
+LOOKUP_BESIDE_PARTS = re.compile(r'\bvperm[ti]2d\b')  # two parts of a value take a vpermd
 # What is looked for: functions, the instruction that tells, and what a loop's work is counted in. The loop that does most
 # is taken, but none of a soft cap's, whose tanh divides.
 LOOPS = (('product, float32', r'product_.*Floats', MULTIPLY, 'multiply-adds'),
-         ('product, pairs', r'product_.*Pairs', re.compile('vdpbf16'), 'dot products'),
-         ('weights', r'softmax_again_ofILb0E', LOOKUP, 'vectors'),
-         ('weights, pairs', r'softmax_again_ofILb1E', LOOKUP, 'vectors'),
+         ('product, pairs', r'product_.*PairsILi1E', re.compile('vdpbf16'), 'dot products'),
+         ('product, pairs in two parts', r'product_.*PairsILi2E', re.compile('vdpbf16'), 'dot products'),
+         ('weights', r'softmax_again_of.*WeightsE0E', LOOKUP, 'vectors'),
+         ('weights, pairs', r'softmax_again_of.*WeightsE1E', LOOKUP, 'vectors'),
+         ('weights, pairs in two parts', r'softmax_again_of.*WeightsE2E', LOOKUP_BESIDE_PARTS, 'vectors'),
          ('gradient', r'gradientERK', LOOKUP, 'vectors'),
-         ('gradient, pairs', r'gradient_rowsILb0E', LOOKUP, 'vectors'))
+         ('gradient, pairs', r'gradient_rowsILb0E', LOOKUP_BESIDE_PARTS, 'vectors'))
 
 
 def functions(path):

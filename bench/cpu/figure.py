@@ -34,12 +34,12 @@ def draw(table):
                    f'stroke-width="{roof}"/><text x="{x(tick):.1f}" y="{height - 10}" text-anchor="middle">{tick} %</text>')
     for i, t in enumerate(lines):
         y = TOP + STEP * i
-        colour = '#2a7f3f' if t['met'] else '#b5482a'
+        colour = '#888' if t['bar'] is None else '#2a7f3f' if t['met'] else '#b5482a'
         out.append(f'<text x="{LEFT - 6}" y="{y + 11}" text-anchor="end">{escape(t["row"])}</text>'
                    f'<rect x="{LEFT}" y="{y + 2}" width="{x(t["figure"]) - LEFT:.1f}" height="11" fill="{colour}"/>'
                    f'<line x1="{x(t["low"]):.1f}" y1="{y + 7.5}" x2="{x(t["high"]):.1f}" y2="{y + 7.5}" stroke="black"/>'
-                   f'<line x1="{x(t["bar"]):.1f}" y1="{y}" x2="{x(t["bar"]):.1f}" y2="{y + 15}" stroke="#1a3c8c" '
-                   f'stroke-width="2.5"/>'
+                   + (f'<line x1="{x(t["bar"]):.1f}" y1="{y}" x2="{x(t["bar"]):.1f}" y2="{y + 15}" stroke="#1a3c8c" '
+                      f'stroke-width="2.5"/>' if t['bar'] is not None else '')
                    + (f'<line x1="{x(t["roof"]):.1f}" y1="{y}" x2="{x(t["roof"]):.1f}" y2="{y + 15}" stroke="#c01818" '
                       f'stroke-width="1.5" stroke-dasharray="3 2"/>' if t.get('roof') else '') +
                    f'<text x="{WIDTH - 54}" y="{y + 11}">{t["figure"]:.0f} %</text>')
