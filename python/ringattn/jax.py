@@ -89,7 +89,9 @@ def ring_attention(
       q_positions: ``[Sq]`` int32 or int64, the global position of each row; needs kv_positions.
       kv_positions: ``[Sk]``.
       layout: "contiguous", "zigzag" or "striped": which rows a device holds (``ringattn.order``).
-      return_lse: also return lse, ``[B, H, Sq]`` float32, differentiable.
+      return_lse: also return lse, ``[B, H, Sq]`` float32, differentiable. Without it a call that is
+        not differentiated is an inference: CPUs with bfloat16 dot products do it faster, by rounding
+        weights once.
       deterministic: the CPU always is.
 
     Returns:

@@ -29,7 +29,8 @@ std::vector<Candidate> candidates() {
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd");
   // Intel's dot products of bfloat16 pairs (Cooper Lake to Emerald Rapids, 512 bits) take two
   // cycles where two multiply-adds of float32 take one: widened operands are twice as fast there.
-  // On AMD (Zen 4 and later) dot products are twice as fast.
+  // On AMD (Zen 4 and later) dot products are twice as fast; where one bfloat16 value would not be
+  // exact enough (weights of a forward with lse, dS for dQ) they take two.
   const Candidate pairs{&kernels_avx512_bf16, avx512 && __builtin_cpu_supports("avx512bf16")};
   const bool slow_pairs = __builtin_cpu_is("intel");
   if (!slow_pairs) list.push_back(pairs);

@@ -131,7 +131,8 @@ void add_arithmetic(Builder& b) {
             s.dtype = one_of("--dtype", text, {DType::kFloat32, DType::kBFloat16, DType::kFloat16});
           });
   b.flag("--backward", &Settings::backward, "gradients too; IN must hold dout");
-  b.flag("--lse", &Settings::lse, "the log-sum-exp of every row too");
+  b.flag("--lse", &Settings::lse,
+         "the log-sum-exp of every row too; bf16 dot products then keep weights to more bits");
   b.value("--grad-dtype", "input|f32", "dtype of the gradients (default input)",
           [](Settings& s, const std::string& text) {
             s.grad_f32 = one_of("--grad-dtype", text, {"input", "f32"}) == "f32";
