@@ -43,6 +43,10 @@ constexpr const char* kMore[] = {
     "b2_sq700_h2_d64_bf16_segpad_causal_w300,2_sink_bwd",
     "b2_sq500_h2_d256_f16_seg_causal_bwd",
     "b3_sq600_h2_d128_bf16_seg_bwd",
+    // Documents of many tiles with padding behind: masks are found long before their copies come.
+    "sq2500_d64_f16_seg_bwd",
+    "sq2500_d128_bf16_seg_bwd",
+    "sq2500_d256_bf16_seg_bwd",
     "b2_sq500_sk700_h4x2_d128_bf16_maskh_bwd_dlse",
     "sq500_h2_d64_bf16_mask_bwd",
     "sq700_h2_d128_bf16_pos_causal_bwd",

@@ -360,7 +360,7 @@ __global__ void __launch_bounds__(backward_threads<kDim, kInOrder>(), 1)
 
   if (threadIdx.x == 0) {
     if ((base & 1023) != 0) __trap();  // swizzled tiles need it
-    steps.init_barriers(kShape.groups, kInOrder ? 1 + Layout::kAdders : 1, 2);
+    steps.init_barriers(kShape.groups, kInOrder ? 1 + Layout::kAdders : 1);
     ptx::barrier_init(barrier(Layout::kKeyFull), 1);
     ptx::barrier_init(barrier(Layout::kKeyEmpty), 4 * kShape.groups);
     for (int i = 0; i < kShape.stages; ++i) {
@@ -392,9 +392,10 @@ __global__ void __launch_bounds__(backward_threads<kDim, kInOrder>(), 1)
     } else {
       const int thread = threadIdx.x - 64;
       int cleared = -1;
-      find_bits<false, kShape.groups, 64>(p, steps, thread, [&](const BitsRequest& r) {
-        clear_step<T, kDim, 64>(p, base, r, thread, cleared);
-      });
+      find_bits<false, kShape.groups>(
+          p, steps, thread, [&](const BitsRequest& r, const auto& until_asked) {
+            clear_step<T, kDim>(p, base, r, until_asked, thread, cleared);
+          });
     }
   } else if (group <= kShape.groups) {
     ptx::request_registers<kComputeRegisters>();

@@ -19,7 +19,7 @@ struct BackwardLayout {
   static constexpr int kQueryBytes = kQueries * kDim * 2;
   static constexpr int kStatisticsBytes = kQueries * 8;
   static constexpr int kScoreBytes = kQueries * kRows * 2;
-  static constexpr int kBitsBytes = kRows * 16;
+  using Bits = TileWords<kRows, kQueries>;
 
   static constexpr int kKey = 0;
   static constexpr int kValue = kKeyBytes;
@@ -31,11 +31,11 @@ struct BackwardLayout {
   static constexpr int kPartBytes = QueryTiles::kPart * 4;
   static constexpr int kStatistics = kDquery + kShape.groups * kPartBytes;
   static constexpr int kBits = kStatistics + kShape.stages * kStatisticsBytes;
-  static constexpr int kEntries = kBits + kSlots * kBitsBytes;
+  static constexpr int kEntries = kBits + kSlots * Bits::kBytes;
   static constexpr int kRequests = kEntries + kRing * static_cast<int>(sizeof(StepEntry));
   static constexpr int kBarriers = kRequests + kSlots * static_cast<int>(sizeof(BitsRequest));
 
-  struct Steps : StepShared<kRing, kSlots> {
+  struct Steps : StepShared<kRing, kSlots, Bits> {
     using Ring = Place<kRing>;
     using Slots = Place<kSlots>;
   };

@@ -20,6 +20,8 @@ RINGATTN_DEVICE void fetch(std::uint32_t base, const typename ForwardLayout<kDim
   int query_parity = 1;
   int held_row = -1;
   int held_head_batch = 0;
+  int held_info = 0;
+  std::uint32_t asked = 0;
   const auto load_values = [&] {
     if (held_row < 0) return;  // the first step of these rows
     const std::uint32_t full = barrier(Layout::kValueFull + values.at);
@@ -33,6 +35,7 @@ RINGATTN_DEVICE void fetch(std::uint32_t base, const typename ForwardLayout<kDim
     }
     values.advance();
     held_row = -1;
+    say_asked(steps, asked, held_info);
   };
 #pragma unroll 1
   for (;; ring.advance()) {
@@ -68,11 +71,9 @@ RINGATTN_DEVICE void fetch(std::uint32_t base, const typename ForwardLayout<kDim
       load_values();
       held_row = row;
       held_head_batch = e.head_batch;
+      held_info = e.info;
     }
-    // Whoever finds the bits of a masked step may wait for its values; with one slot for bits the
-    // next step is not known before.
-    constexpr bool kEager = Layout::kSlots == 1;
-    if ((e.info & kMore) == 0 || (kEager && (e.info & kMaskedAny) != 0)) load_values();
+    if ((e.info & kMore) == 0) load_values();
   }
 }
 

@@ -21,6 +21,7 @@ RINGATTN_DEVICE void fetch_backward(const BackwardParameters<T>& p, std::uint32_
   typename Layout::Steps::Ring ring;
   Place<Layout::kShape.stages> stage;
   int own_parity = 1;
+  std::uint32_t asked = 0;
 #pragma unroll 1
   for (;; ring.advance()) {
     ptx::wait(steps.full(ring.at), ring.parity);
@@ -65,22 +66,27 @@ RINGATTN_DEVICE void fetch_backward(const BackwardParameters<T>& p, std::uint32_
                       barrier(Layout::kKeyFull), 64 * i, e.own_row, head / p.group, batch);
       }
     }
+    say_asked(steps, asked, e.info);
   }
 }
 
 /// Clears the padding of a masked step: of its queries and their gradients, of its keys unless
 /// those are the ones `cleared` last.
-template <class T, int kDim, int kThreads>
+template <class T, int kDim, class UntilAsked>
 RINGATTN_DEVICE void clear_step(const BackwardParameters<T>& p, std::uint32_t base,
-                                const BitsRequest& r, int thread, int& cleared) {
+                                const BitsRequest& r, const UntilAsked& until_asked, int thread,
+                                int& cleared) {
   using Layout = BackwardLayout<kDim>;
   const auto barrier = [&](int i) { return base + Layout::kBarriers + 8 * i; };
   const auto clear = [&]<int kRows>(std::uint32_t tile, const ShardSegments& segments,
                                     const Positions& positions, int row, int rows) {
-    clear_padding<Layout::kPanels, kRows, kThreads>(base + tile, segments, r.head_batch >> 16,
-                                                    positions.size(), row, rows, thread);
+    clear_padding<Layout::kPanels, kRows>(base + tile, segments, r.head_batch >> 16,
+                                          positions.size(), row, rows, thread);
   };
-  if (others_padded<false, Layout::kQueries>(p, r)) {
+  const bool padded = others_padded<false, Layout::kQueries>(p, r);
+  if (!padded && cleared == r.own_number) return;
+  until_asked();
+  if (padded) {
     const StepStage<Layout::kShape.stages> stage(r.step_number);
     ptx::wait(barrier(Layout::kQueryFull + stage.at), stage.parity);
     for (int to : {Layout::kQuery, Layout::kDout}) {

@@ -9,9 +9,9 @@ namespace ringattn::cuda::sm90 {
 
 /// Segment ids as a lane of a warp sees them: of its own row, and of one of every 32 others. -1: no
 /// such row.
-template <bool kKeys>
+template <bool kKeys, int kWords>
 struct SegmentIds {
-  int mine, theirs[4];
+  int mine, theirs[kWords];
 
   RINGATTN_DEVICE SegmentIds(const PairSchedule& s, const BitsRequest& r, int row) {
     const int lane = threadIdx.x % 32;
@@ -24,7 +24,7 @@ struct SegmentIds {
     mine = row < r.rows ? ids(kKeys)[r.own_row + row] : -1;
     const int* others = ids(!kKeys) + r.other_row + lane;
 #pragma unroll
-    for (int n = 0; n < 4; ++n) theirs[n] = 32 * n + lane < r.columns ? others[32 * n] : -1;
+    for (int n = 0; n < kWords; ++n) theirs[n] = 32 * n + lane < r.columns ? others[32 * n] : -1;
   }
 
   /// Which of the 32 others of word n have the id of this lane's own row.
@@ -51,14 +51,16 @@ RINGATTN_DEVICE bool others_padded(const P& p, const BitsRequest& r) {
          others.bounds[(r.head_batch >> 16) * p.other_tiles[1] + r.other_tile].padding;
 }
 
-/// By the warps that find bits: 4 words of 32 columns per own row, columns beyond the tile and rows
-/// beyond the block 0. With segment ids clear(request) comes before anyone learns the bits.
-template <bool kKeys, int kGroups, int kThreads, class P, class Shared, class Clear>
+/// By the warps that find bits: the words of every own row, columns beyond the tile and rows beyond
+/// the block 0. With segment ids clear(request, until_asked) comes before anyone learns the bits;
+/// until_asked() waits until the copies of the step have been asked for.
+template <bool kKeys, int kGroups, class P, class Shared, class Clear>
 RINGATTN_DEVICE void find_bits(const P& p, const Shared& shared, int thread, const Clear& clear) {
+  using Bits = typename Shared::Bits;
   constexpr int kRows = kGroups * kGroupRows;
   typename Shared::Slots slots;
 #pragma unroll 1
-  for (;; slots.advance()) {
+  for (std::uint32_t number = 1;; ++number, slots.advance()) {
     ptx::wait(shared.wanted(slots.at), slots.parity);
     const std::uint32_t from = shared.requests + sizeof(BitsRequest) * slots.at;
     BitsRequest r;
@@ -75,13 +77,11 @@ RINGATTN_DEVICE void find_bits(const P& p, const Shared& shared, int thread, con
                  : "r"(from + 32)
                  : "memory");
     if (r.rows == 0) return;
-    const std::uint32_t to = shared.bits + shared.bits_bytes * slots.at;
+    const std::uint32_t to = shared.bits_of(slots.at);
 #pragma unroll 1
-    for (int rows = thread / 32; rows < kRows / 32; rows += kThreads / 32) {
+    for (int rows = thread / 32; rows < kRows / 32; rows += kBitThreads / 32) {
       const int row = 32 * rows + thread % 32;
-      const auto store = [&](int n, std::uint32_t word) {
-        asm volatile("st.shared.u32 [%0], %1;" ::"r"(to + 16 * row + 4 * n), "r"(word) : "memory");
-      };
+      const auto store = [&](int n, std::uint32_t word) { Bits::store(to, row, n, word); };
       if (p.banded) {
         const Band32 band = p.bands[r.runs & 1][r.runs >> 1];
         const int shift = r.own_index + row - r.other_index;
@@ -91,18 +91,18 @@ RINGATTN_DEVICE void find_bits(const P& p, const Shared& shared, int thread, con
                               : 0;
         };
         if (p.segmented) {
-          const SegmentIds<kKeys> ids(p.schedule, r, row);
+          const SegmentIds<kKeys, Bits::kWords> ids(p.schedule, r, row);
 #pragma unroll
-          for (int n = 0; n < 4; ++n) store(n, seen(n) & ids.word(n));
+          for (int n = 0; n < Bits::kWords; ++n) store(n, seen(n) & ids.word(n));
         } else {
 #pragma unroll
-          for (int n = 0; n < 4; ++n) store(n, seen(n));
+          for (int n = 0; n < Bits::kWords; ++n) store(n, seen(n));
         }
         continue;
       }
       const Tiling& others = kKeys ? p.schedule.keys : p.schedule.queries;
 #pragma unroll 1
-      for (int n = 0; n < 4; ++n) {
+      for (int n = 0; n < Bits::kWords; ++n) {
         const int columns = min(r.columns - 32 * n, 32);
         store(n, row < r.rows && columns > 0
                      ? visible_word<kKeys>(p.schedule, r.head_batch >> 16, r.head_batch & 0xFFFF,
@@ -110,9 +110,8 @@ RINGATTN_DEVICE void find_bits(const P& p, const Shared& shared, int thread, con
                      : 0);
       }
     }
-    if (p.segmented) clear(r);
-    __syncwarp();
-    if (thread % 32 == 0) ptx::arrive(shared.bits_full(slots.at));
+    if (p.segmented) clear(r, [&] { ptx::wait_for_count(shared.asked(), number); });
+    ptx::arrive(shared.bits_full(slots.at));  // every thread: each has written words of its own
   }
 }
 

@@ -114,8 +114,9 @@ RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
     if ((info & kMaskedAny) != 0) {
       wait_bits();
       if ((info & kMasked << group) != 0) {
-        const std::uint32_t from = steps.bits + steps.bits_bytes * slots.at + 16 * warp_row;
-        hide(s, load_words(from), load_words(from + 128), -kInfinity<float>);
+        using Bits = typename Layout::Bits;
+        const std::uint32_t from = steps.bits_of(slots.at);
+        hide(s, Bits::load(from, warp_row), Bits::load(from, warp_row + 8), -kInfinity<float>);
       }
       __syncwarp();
       leave_bits();
@@ -286,7 +287,7 @@ __global__ void __launch_bounds__(ForwardLayout<kDim>::kThreads, 1)
 
   if (threadIdx.x == 0) {
     if ((base & 1023) != 0) __trap();  // swizzled tiles need it
-    steps.init_barriers(kShape.groups, 1, 2);
+    steps.init_barriers(kShape.groups, 1);
     ptx::barrier_init(barrier(Layout::kQueryFull), 1);
     ptx::barrier_init(barrier(Layout::kQueryEmpty), 4 * kShape.groups);
     for (int i = 0; i < kShape.stages; ++i) {
@@ -314,15 +315,18 @@ __global__ void __launch_bounds__(ForwardLayout<kDim>::kThreads, 1)
       produce_steps<true, kShape.groups, kShape.columns, false>(p, steps);
     } else {
       const int thread = threadIdx.x - 64;
-      find_bits<true, kShape.groups, 64>(p, steps, thread, [&](const BitsRequest& r) {
-        // Of the values: what keys and queries hold only reaches pairs that the bits hide.
-        if (!others_padded<true, kShape.columns>(p, r)) return;
-        const StepStage<kShape.stages> stage(r.step_number);
-        ptx::wait(barrier(Layout::kValueFull + stage.at), stage.parity);
-        clear_padding<Layout::kPanels, kShape.columns, 64>(
-            base + Layout::kValues + stage.at * Layout::kTileBytes, p.schedule.key_segments,
-            r.head_batch >> 16, p.schedule.keys.positions.size(), r.other_row, r.columns, thread);
-      });
+      find_bits<true, kShape.groups>(
+          p, steps, thread, [&](const BitsRequest& r, const auto& until_asked) {
+            // Of the values: what keys and queries hold only reaches pairs that the bits hide.
+            if (!others_padded<true, kShape.columns>(p, r)) return;
+            until_asked();
+            const StepStage<kShape.stages> stage(r.step_number);
+            ptx::wait(barrier(Layout::kValueFull + stage.at), stage.parity);
+            clear_padding<Layout::kPanels, kShape.columns>(
+                base + Layout::kValues + stage.at * Layout::kTileBytes, p.schedule.key_segments,
+                r.head_batch >> 16, p.schedule.keys.positions.size(), r.other_row, r.columns,
+                thread);
+          });
     }
   } else {
     ptx::request_registers<kShape.compute_registers>();

@@ -35,6 +35,7 @@ RINGATTN_DEVICE void fetch_queries(const BackwardParameters<T>& p, std::uint32_t
   typename Layout::Steps::Ring ring;
   Place<Layout::kStages> stage;
   int own_parity = 1;
+  std::uint32_t asked = 0;
 #pragma unroll 1
   for (;; ring.advance()) {
     ptx::wait(steps.full(ring.at), ring.parity);
@@ -67,19 +68,22 @@ RINGATTN_DEVICE void fetch_queries(const BackwardParameters<T>& p, std::uint32_t
           Layout::kStatisticsBytes, barrier(full));
       stage.advance();
     }
+    say_asked(steps, asked, e.info);
   }
 }
 
 /// Clears the padding of a masked step: of its queries and their gradients.
-template <class T, int kDim>
+template <class T, int kDim, class UntilAsked>
 RINGATTN_DEVICE void clear_queries(const BackwardParameters<T>& p, std::uint32_t base,
-                                   const BitsRequest& r, int thread) {
+                                   const BitsRequest& r, const UntilAsked& until_asked,
+                                   int thread) {
   using Layout = KeyGradientLayout<kDim>;
   if (!others_padded<false, Layout::kQueries>(p, r)) return;
+  until_asked();
   const StepStage<Layout::kStages> stage(r.step_number);
   ptx::wait(base + Layout::kBarriers + 8 * (Layout::kQueryFull + stage.at), stage.parity);
   for (int to : {Layout::kQuery, Layout::kDout}) {
-    clear_padding<Layout::kPanels, Layout::kQueries, 64>(
+    clear_padding<Layout::kPanels, Layout::kQueries>(
         base + to + stage.at * Layout::kQueryBytes, p.schedule.query_segments, r.head_batch >> 16,
         p.schedule.queries.positions.size(), r.other_row, r.columns, thread);
   }
@@ -239,7 +243,7 @@ __global__ void __launch_bounds__(KeyGradientLayout<kDim>::kThreads, 1)
 
   if (threadIdx.x == 0) {
     if ((base & 1023) != 0) __trap();  // swizzled tiles need it
-    steps.init_barriers(Layout::kGroups, 1, 2);
+    steps.init_barriers(Layout::kGroups, 1);
     ptx::barrier_init(barrier(Layout::kKeyFull), 1);
     ptx::barrier_init(barrier(Layout::kKeyEmpty), 4 * Layout::kGroups);
     for (int i = 0; i < Layout::kStages; ++i) {
@@ -266,9 +270,10 @@ __global__ void __launch_bounds__(KeyGradientLayout<kDim>::kThreads, 1)
       produce_steps<false, Layout::kRowGroups, Layout::kQueries, true>(p, steps);
     } else {
       const int thread = threadIdx.x - 64;
-      find_bits<false, Layout::kRowGroups, 64>(p, steps, thread, [&](const BitsRequest& r) {
-        clear_queries<T, kDim>(p, base, r, thread);
-      });
+      find_bits<false, Layout::kRowGroups>(
+          p, steps, thread, [&](const BitsRequest& r, const auto& until_asked) {
+            clear_queries<T, kDim>(p, base, r, until_asked, thread);
+          });
     }
   } else {
     ptx::request_registers<240>();

@@ -14,19 +14,19 @@ struct ForwardLayout {
   static constexpr int kRows = kGroupRows * kShape.groups;
   static constexpr int kPanels = kDim / 64;
   static constexpr int kRing = kDim == 256 ? 4 : 8;
-  static constexpr int kSlots = kDim == 256 ? 1 : 2;  // what shared memory has left
+  static constexpr int kSlots = 2;
   static constexpr int kQueryBytes = kRows * kDim * 2;
   static constexpr int kTileBytes = kShape.columns * kDim * 2;
-  static constexpr int kBitsBytes = kRows * 16;
+  using Bits = TileWords<kRows, kShape.columns>;
 
   static constexpr int kKeys = kQueryBytes;
   static constexpr int kValues = kKeys + kShape.stages * kTileBytes;
   static constexpr int kBits = kValues + kShape.stages * kTileBytes;
-  static constexpr int kEntries = kBits + kSlots * kBitsBytes;
+  static constexpr int kEntries = kBits + kSlots * Bits::kBytes;
   static constexpr int kRequests = kEntries + kRing * static_cast<int>(sizeof(StepEntry));
   static constexpr int kBarriers = kRequests + kSlots * static_cast<int>(sizeof(BitsRequest));
 
-  struct Steps : StepShared<kRing, kSlots> {
+  struct Steps : StepShared<kRing, kSlots, Bits> {
     using Ring = Place<kRing>;
     using Slots = Place<kSlots>;
   };

@@ -9,14 +9,14 @@
 namespace ringattn::cuda::sm90 {
 
 /// Of the tile of kPanels panels of kRows rows that begins with row `row` of the shard: rows whose
-/// segment id is negative, and those behind the first `rows`, which are not its own. By kThreads
-/// threads; who has seen them arrive at a barrier after this may begin products.
-template <int kPanels, int kRows, int kThreads>
+/// segment id is negative, and those behind the first `rows`, which are not its own. By the
+/// threads that find bits; who has seen them arrive at a barrier after this may begin products.
+template <int kPanels, int kRows>
 RINGATTN_DEVICE void clear_padding(std::uint32_t tile, const ShardSegments& segments, int batch,
                                    std::int64_t shard_rows, int row, int rows, int thread) {
   const std::int32_t* ids = segments.ids + batch * shard_rows + row;
 #pragma unroll 1
-  for (int i = thread; i < kRows; i += kThreads) {
+  for (int i = thread; i < kRows; i += kBitThreads) {
     if (i < rows && ids[i] >= 0) continue;
 #pragma unroll 1
     for (int n = 0; n < 8 * kPanels; ++n) {

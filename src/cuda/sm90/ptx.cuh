@@ -53,6 +53,22 @@ RINGATTN_DEVICE void wait(std::uint32_t barrier, std::uint32_t parity) {
   }
 }
 
+/// A counter in shared memory that one thread raises: what it did before comes before what others
+/// do who have waited for the count.
+RINGATTN_DEVICE void store_count(std::uint32_t counter, std::uint32_t count) {
+  asm volatile("st.release.cta.shared::cta.u32 [%0], %1;" ::"r"(counter), "r"(count) : "memory");
+}
+/// Polls, as sparingly as wait() does; like there, minutes are a fault of ours.
+RINGATTN_DEVICE void wait_for_count(std::uint32_t counter, std::uint32_t count) {
+  for (std::uint32_t tries = 0; tries < 1U << 26; ++tries) {
+    std::uint32_t now;
+    asm volatile("ld.acquire.cta.shared::cta.u32 %0, [%1];" : "=r"(now) : "r"(counter) : "memory");
+    if (now >= count) return;
+    __nanosleep(200);
+  }
+  __trap();
+}
+
 // Named barriers (9.7.13.1), for `threads` threads that arrive or wait.
 RINGATTN_DEVICE void named_sync(int id, int threads) {
   asm volatile("barrier.cta.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");

@@ -35,6 +35,7 @@ RINGATTN_DEVICE void fetch_keys(std::uint32_t base,
   Place<Layout::kStages> stage;
   Place<1> value_stage;
   int query_parity = 1;
+  std::uint32_t asked = 0;
 #pragma unroll 1
   for (;; ring.advance()) {
     ptx::wait(steps.full(ring.at), ring.parity);
@@ -59,6 +60,7 @@ RINGATTN_DEVICE void fetch_keys(std::uint32_t base,
       load(Layout::kKeys + stage.at * Layout::kTileBytes, key, Layout::kKeyFull + stage.at,
            Layout::kColumns, row, head / group, batch);
       stage.advance();
+      say_asked(steps, asked, e.info);
       ptx::wait(barrier(Layout::kValueEmpty), value_stage.parity ^ 1);
       ptx::arrive_expecting(barrier(Layout::kValueFull), Layout::kTileBytes);
       load(Layout::kValues, value, Layout::kValueFull, Layout::kColumns, row, head / group, batch);
@@ -285,7 +287,7 @@ __global__ void __launch_bounds__(QueryGradientLayout<kDim>::kThreads, 1)
 
   if (threadIdx.x == 0) {
     if ((base & 1023) != 0) __trap();  // swizzled tiles need it
-    steps.init_barriers(Layout::kGroups, 1, 2);
+    steps.init_barriers(Layout::kGroups, 1);
     ptx::barrier_init(barrier(Layout::kQueryFull), 1);
     ptx::barrier_init(barrier(Layout::kQueryEmpty), 4 * Layout::kGroups);
     for (int i = 0; i < Layout::kStages; ++i) {
@@ -312,14 +314,17 @@ __global__ void __launch_bounds__(QueryGradientLayout<kDim>::kThreads, 1)
       produce_steps<true, Layout::kRowGroups, Layout::kColumns, true>(p, steps);
     } else {
       const int thread = threadIdx.x - 64;
-      find_bits<true, Layout::kRowGroups, 64>(p, steps, thread, [&](const BitsRequest& r) {
-        if (!others_padded<true, Layout::kColumns>(p, r)) return;
-        const StepStage<Layout::kStages> stage(r.step_number);
-        ptx::wait(barrier(Layout::kKeyFull + stage.at), stage.parity);
-        clear_padding<Layout::kPanels, Layout::kColumns, 64>(
-            base + Layout::kKeys + stage.at * Layout::kTileBytes, p.schedule.key_segments,
-            r.head_batch >> 16, p.schedule.keys.positions.size(), r.other_row, r.columns, thread);
-      });
+      find_bits<true, Layout::kRowGroups>(
+          p, steps, thread, [&](const BitsRequest& r, const auto& until_asked) {
+            if (!others_padded<true, Layout::kColumns>(p, r)) return;
+            until_asked();
+            const StepStage<Layout::kStages> stage(r.step_number);
+            ptx::wait(barrier(Layout::kKeyFull + stage.at), stage.parity);
+            clear_padding<Layout::kPanels, Layout::kColumns>(
+                base + Layout::kKeys + stage.at * Layout::kTileBytes, p.schedule.key_segments,
+                r.head_batch >> 16, p.schedule.keys.positions.size(), r.other_row, r.columns,
+                thread);
+          });
     }
   } else {
     ptx::request_registers<240>();

@@ -150,15 +150,6 @@ RINGATTN_DEVICE void soft_cap(float (&s)[kScores], float scale, float cap) {
   for (int i = 0; i < kScores; ++i) s[i] = cap * unit_cap<T>(s[i], scale);
 }
 
-RINGATTN_DEVICE uint4 load_words(std::uint32_t from) {
-  uint4 w;
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w)
-               : "r"(from)
-               : "memory");
-  return w;
-}
-
 /// `hidden` where the bit of a pair is 0. `low` and `high`: the words of the thread's two rows.
 template <int kScores>
 RINGATTN_DEVICE void hide(float (&s)[kScores], uint4 low, uint4 high, float hidden) {

@@ -20,21 +20,21 @@ struct QueryGradientLayout {
   static constexpr int kPanels = kDim / 64;
   static constexpr int kStages = 2;  // of keys; values have one
   static constexpr int kRing = 4;
-  static constexpr int kSlots = 1;  // what shared memory has left
+  static constexpr int kSlots = 2;
   static constexpr int kQueryBytes = kRows * kDim * 2;
   static constexpr int kTileBytes = kColumns * kDim * 2;
-  static constexpr int kBitsBytes = kRows * 16;
+  using Bits = TileWords<kRows, kColumns>;
 
   static constexpr int kQuery = 0;
   static constexpr int kDout = kQueryBytes;
   static constexpr int kKeys = kDout + kQueryBytes;
   static constexpr int kValues = kKeys + kStages * kTileBytes;
   static constexpr int kBits = kValues + kTileBytes;
-  static constexpr int kEntries = kBits + kSlots * kBitsBytes;
+  static constexpr int kEntries = kBits + kSlots * Bits::kBytes;
   static constexpr int kRequests = kEntries + kRing * static_cast<int>(sizeof(StepEntry));
   static constexpr int kBarriers = kRequests + kSlots * static_cast<int>(sizeof(BitsRequest));
 
-  struct Steps : StepShared<kRing, kSlots> {
+  struct Steps : StepShared<kRing, kSlots, Bits> {
     using Ring = Place<kRing>;
     using Slots = Place<kSlots>;
   };
@@ -66,7 +66,7 @@ struct KeyGradientLayout {
   static constexpr int kQueryBytes = kQueries * kDim * 2;
   static constexpr int kStatisticsBytes = kQueries * 8;
   static constexpr int kWeightBytes = kRows * kQueries * 4;
-  static constexpr int kBitsBytes = kRows * 16;
+  using Bits = TileWords<kRows, kQueries>;
 
   static constexpr int kKey = 0;
   static constexpr int kValue = kKeyBytes;
@@ -75,11 +75,11 @@ struct KeyGradientLayout {
   static constexpr int kWeights = kDout + kStages * kQueryBytes;  // on their way to the other group
   static constexpr int kStatistics = kWeights + kWeightBytes;
   static constexpr int kBits = kStatistics + kStages * kStatisticsBytes;
-  static constexpr int kEntries = kBits + kSlots * kBitsBytes;
+  static constexpr int kEntries = kBits + kSlots * Bits::kBytes;
   static constexpr int kRequests = kEntries + kRing * static_cast<int>(sizeof(StepEntry));
   static constexpr int kBarriers = kRequests + kSlots * static_cast<int>(sizeof(BitsRequest));
 
-  struct Steps : StepShared<kRing, kSlots> {
+  struct Steps : StepShared<kRing, kSlots, Bits> {
     using Ring = Place<kRing>;
     using Slots = Place<kSlots>;
   };

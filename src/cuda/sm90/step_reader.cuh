@@ -42,8 +42,9 @@ struct StepReader {
     // once in place of a group that still reads it.
     ptx::wait(steps.bits_full(slots.at), slots.parity);
     if ((info & kMasked << group) != 0) {
-      const std::uint32_t from = steps.bits + steps.bits_bytes * slots.at + 16 * own_row;
-      hide(load_words(from), load_words(from + 128));
+      using Bits = typename Layout::Bits;
+      const std::uint32_t from = steps.bits_of(slots.at);
+      hide(Bits::load(from, own_row), Bits::load(from, own_row + 8));
     }
     __syncwarp();
     if (threadIdx.x % 32 == 0) ptx::arrive(steps.bits_empty(slots.at));

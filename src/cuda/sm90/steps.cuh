@@ -33,6 +33,8 @@ enum StepInfo : int {
 };
 /// Steps of an entry at most: so many may still be to do when the next rows are chosen.
 constexpr int kMostSteps = 4;
+/// Threads that find the bits of masked tiles.
+constexpr int kBitThreads = 64;
 
 /// The rows and columns whose bits are wanted.
 struct BitsRequest {
@@ -86,14 +88,54 @@ RINGATTN_DEVICE int tiles_before(const Tiling& tiles, int run) {
   return run == 0 ? 0 : static_cast<int>(ceil_div(tiles.positions.runs[0].count, kSize));
 }
 
-/// Addresses of the ring and of what belongs to it. kSlots: masks that may be under way at once.
-template <int kRing, int kSlots>
+/// The bits of a masked tile in shared memory: words of 32 columns, each of all own rows, the last
+/// one as wide as the tile wants.
+template <int kRows, int kColumns>
+struct TileWords {
+  static constexpr int kWords = (kColumns + 31) / 32;
+  static constexpr int kBytes = kRows * kColumns / 8;
+  static_assert(kColumns % 16 == 0 && kColumns <= 128);
+
+  RINGATTN_DEVICE static void store(std::uint32_t to, int row, int n, std::uint32_t word) {
+    to += 4 * kRows * n;
+    if (half(n)) {
+      asm volatile("st.shared.u16 [%0], %1;" ::"r"(to + 2 * row),
+                   "h"(static_cast<std::uint16_t>(word))
+                   : "memory");
+    } else {
+      asm volatile("st.shared.u32 [%0], %1;" ::"r"(to + 4 * row), "r"(word) : "memory");
+    }
+  }
+  RINGATTN_DEVICE static uint4 load(std::uint32_t from, int row) {
+    return {load(from, row, 0), load(from, row, 1), load(from, row, 2), load(from, row, 3)};
+  }
+
+ private:
+  RINGATTN_DEVICE static constexpr bool half(int n) { return kColumns - 32 * n == 16; }
+  RINGATTN_DEVICE static std::uint32_t load(std::uint32_t from, int row, int n) {
+    std::uint32_t word = 0;
+    if (n >= kWords) return word;
+    from += 4 * kRows * n;
+    if (half(n)) {
+      std::uint16_t short_word;
+      asm volatile("ld.shared.u16 %0, [%1];" : "=h"(short_word) : "r"(from + 2 * row) : "memory");
+      word = short_word;
+    } else {
+      asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(from + 4 * row) : "memory");
+    }
+    return word;
+  }
+};
+
+/// Addresses of the ring and of what belongs to it. kSlots: masks that may be under way at once,
+/// their bits as Words has them.
+template <int kRing, int kSlots, class Words>
 struct StepShared {
+  using Bits = Words;
   /// So many entries may wait to be taken up when the next rows are drawn.
   static constexpr int kLeft = kRing / 4;
   std::uint32_t entries, requests, bits;
-  std::uint32_t barriers;  // full and empty of the ring; wanted, full and empty of the slots
-  std::uint32_t bits_bytes;
+  std::uint32_t barriers;  // full and empty of the ring; wanted, full and empty of the slots; asked
 
   RINGATTN_DEVICE std::uint32_t full(int i) const { return barriers + 8 * i; }
   RINGATTN_DEVICE std::uint32_t empty(int i) const { return barriers + 8 * (kRing + i); }
@@ -104,18 +146,24 @@ struct StepShared {
   RINGATTN_DEVICE std::uint32_t bits_empty(int s) const {
     return barriers + 8 * (2 * kRing + 2 * kSlots + s);
   }
-  static constexpr int kBarriers = 2 * kRing + 3 * kSlots;
+  /// Of how many masked steps the copies have been asked for. Who clears padding waits for this
+  /// before the copies' own barrier: a masked step may be several rounds of copies ahead, and a
+  /// barrier only tells one round from the next.
+  RINGATTN_DEVICE std::uint32_t asked() const { return barriers + 8 * (2 * kRing + 3 * kSlots); }
+  static constexpr int kBarriers = 2 * kRing + 3 * kSlots + 1;
+  RINGATTN_DEVICE std::uint32_t bits_of(int s) const { return bits + Words::kBytes * s; }
 
   /// By one thread. Entries are read by every warp of the groups that compute and by `others`: the
-  /// thread that fetches is one. `bit_warps` find bits.
-  RINGATTN_DEVICE void init_barriers(int groups, int others, int bit_warps) const {
+  /// thread that fetches is one.
+  RINGATTN_DEVICE void init_barriers(int groups, int others) const {
+    ptx::store_count(asked(), 0);
     for (int i = 0; i < kRing; ++i) {
       ptx::barrier_init(full(i), 1);
       ptx::barrier_init(empty(i), 4 * groups + others);
     }
     for (int i = 0; i < kSlots; ++i) {
       ptx::barrier_init(wanted(i), 1);
-      ptx::barrier_init(bits_full(i), bit_warps);
+      ptx::barrier_init(bits_full(i), kBitThreads);
       ptx::barrier_init(bits_empty(i), 4 * groups);
     }
   }
@@ -143,8 +191,14 @@ RINGATTN_DEVICE typename Layout::Steps steps_at(std::uint32_t base) {
   steps.requests = base + Layout::kRequests;
   steps.bits = base + Layout::kBits;
   steps.barriers = base + Layout::kBarriers;
-  steps.bits_bytes = Layout::kBitsBytes;
   return steps;
+}
+
+/// By the thread that fetches: the copies of an entry have been asked for; `asked` counts the
+/// masked ones.
+template <class Shared>
+RINGATTN_DEVICE void say_asked(const Shared& steps, std::uint32_t& asked, int info) {
+  if ((info & kMaskedAny) != 0) ptx::store_count(steps.asked(), ++asked);
 }
 
 /// A place in a ring of kCount, and the parity of its round. Written with a comparison: from a
