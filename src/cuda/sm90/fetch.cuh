@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The thread that has the copy engine fill shared memory.
+// What comes into shared memory for the forward pass: the copies, and the clearing of padding among
+// what they bring.
 #pragma once
 
+#include "cuda/sm90/find_bits.cuh"
 #include "cuda/sm90/layout.cuh"
+#include "cuda/sm90/padding.cuh"
 
 namespace ringattn::cuda::sm90 {
 
@@ -75,6 +78,22 @@ RINGATTN_DEVICE void fetch(std::uint32_t base, const typename ForwardLayout<kDim
     }
     if ((e.info & kMore) == 0) load_values();
   }
+}
+
+/// Clears the padding of a masked step, of its values: what keys and queries hold only reaches
+/// pairs that the bits hide.
+template <int kDim, class P, class UntilAsked>
+RINGATTN_DEVICE void clear_values(const P& p, std::uint32_t base, const BitsRequest& r,
+                                  const UntilAsked& until_asked, int thread) {
+  using Layout = ForwardLayout<kDim>;
+  constexpr ForwardShape kShape = Layout::kShape;
+  if (!others_padded<true, kShape.columns>(p, r)) return;
+  until_asked();
+  const StepStage<kShape.stages> stage(r.step_number);
+  ptx::wait(base + Layout::kBarriers + 8 * (Layout::kValueFull + stage.at), stage.parity);
+  clear_padding<Layout::kPanels, kShape.columns>(
+      base + Layout::kValues + stage.at * Layout::kTileBytes, p.schedule.key_segments,
+      r.head_batch >> 16, p.schedule.keys.positions.size(), r.other_row, r.columns, thread);
 }
 
 }  // namespace ringattn::cuda::sm90

@@ -51,6 +51,15 @@ RINGATTN_DEVICE bool others_padded(const P& p, const BitsRequest& r) {
          others.bounds[(r.head_batch >> 16) * p.other_tiles[1] + r.other_tile].padding;
 }
 
+RINGATTN_DEVICE BitsRequest load_request(std::uint32_t from) {
+  const uint4 a = ptx::load_words(from);
+  const uint4 b = ptx::load_words(from + 16);
+  const uint4 c = ptx::load_words(from + 32);
+  const auto number = [](std::uint32_t word) { return static_cast<int>(word); };
+  return {number(a.x), number(a.y), number(a.z), number(a.w), number(b.x), number(b.y),
+          number(b.z), number(b.w), number(c.x), number(c.y), number(c.z)};
+}
+
 /// By the warps that find bits: the words of every own row, columns beyond the tile and rows beyond
 /// the block 0. With segment ids clear(request, until_asked) comes before anyone learns the bits;
 /// until_asked() waits until the copies of the step have been asked for.
@@ -62,20 +71,7 @@ RINGATTN_DEVICE void find_bits(const P& p, const Shared& shared, int thread, con
 #pragma unroll 1
   for (std::uint32_t number = 1;; ++number, slots.advance()) {
     ptx::wait(shared.wanted(slots.at), slots.parity);
-    const std::uint32_t from = shared.requests + sizeof(BitsRequest) * slots.at;
-    BitsRequest r;
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r.own_row), "=r"(r.own_index), "=r"(r.rows), "=r"(r.other_tile)
-                 : "r"(from)
-                 : "memory");
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r.other_row), "=r"(r.other_index), "=r"(r.columns), "=r"(r.runs)
-                 : "r"(from + 16)
-                 : "memory");
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r.head_batch), "=r"(r.own_number), "=r"(r.step_number), "=r"(r.unused)
-                 : "r"(from + 32)
-                 : "memory");
+    const BitsRequest r = load_request(shared.requests + BitsRequest::kBytes * slots.at);
     if (r.rows == 0) return;
     const std::uint32_t to = shared.bits_of(slots.at);
 #pragma unroll 1

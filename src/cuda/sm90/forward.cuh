@@ -315,18 +315,10 @@ __global__ void __launch_bounds__(ForwardLayout<kDim>::kThreads, 1)
       produce_steps<true, kShape.groups, kShape.columns, false>(p, steps);
     } else {
       const int thread = threadIdx.x - 64;
-      find_bits<true, kShape.groups>(
-          p, steps, thread, [&](const BitsRequest& r, const auto& until_asked) {
-            // Of the values: what keys and queries hold only reaches pairs that the bits hide.
-            if (!others_padded<true, kShape.columns>(p, r)) return;
-            until_asked();
-            const StepStage<kShape.stages> stage(r.step_number);
-            ptx::wait(barrier(Layout::kValueFull + stage.at), stage.parity);
-            clear_padding<Layout::kPanels, kShape.columns>(
-                base + Layout::kValues + stage.at * Layout::kTileBytes, p.schedule.key_segments,
-                r.head_batch >> 16, p.schedule.keys.positions.size(), r.other_row, r.columns,
-                thread);
-          });
+      find_bits<true, kShape.groups>(p, steps, thread,
+                                     [&](const BitsRequest& r, const auto& until_asked) {
+                                       clear_values<kDim>(p, base, r, until_asked, thread);
+                                     });
     }
   } else {
     ptx::request_registers<kShape.compute_registers>();

@@ -24,7 +24,7 @@ struct ForwardLayout {
   static constexpr int kBits = kValues + kShape.stages * kTileBytes;
   static constexpr int kEntries = kBits + kSlots * Bits::kBytes;
   static constexpr int kRequests = kEntries + kRing * static_cast<int>(sizeof(StepEntry));
-  static constexpr int kBarriers = kRequests + kSlots * static_cast<int>(sizeof(BitsRequest));
+  static constexpr int kBarriers = kRequests + kSlots * BitsRequest::kBytes;
 
   struct Steps : StepShared<kRing, kSlots, Bits> {
     using Ring = Place<kRing>;

@@ -69,6 +69,37 @@ RINGATTN_DEVICE void wait_for_count(std::uint32_t counter, std::uint32_t count) 
   __trap();
 }
 
+// Words in shared memory: four at once, one, half of one.
+RINGATTN_DEVICE uint4 load_words(std::uint32_t from) {
+  uint4 w;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w)
+               : "r"(from)
+               : "memory");
+  return w;
+}
+RINGATTN_DEVICE void store_words(std::uint32_t to, std::uint32_t a, std::uint32_t b,
+                                 std::uint32_t c, std::uint32_t d) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(a), "r"(b), "r"(c), "r"(d)
+               : "memory");
+}
+RINGATTN_DEVICE std::uint32_t load_word(std::uint32_t from) {
+  std::uint32_t w;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(w) : "r"(from) : "memory");
+  return w;
+}
+RINGATTN_DEVICE void store_word(std::uint32_t to, std::uint32_t w) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(w) : "memory");
+}
+RINGATTN_DEVICE std::uint32_t load_half_word(std::uint32_t from) {
+  std::uint16_t w;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(w) : "r"(from) : "memory");
+  return w;
+}
+RINGATTN_DEVICE void store_half_word(std::uint32_t to, std::uint32_t w) {
+  asm volatile("st.shared.u16 [%0], %1;" ::"r"(to), "h"(static_cast<std::uint16_t>(w)) : "memory");
+}
+
 // Named barriers (9.7.13.1), for `threads` threads that arrive or wait.
 RINGATTN_DEVICE void named_sync(int id, int threads) {
   asm volatile("barrier.cta.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");

@@ -32,7 +32,7 @@ struct QueryGradientLayout {
   static constexpr int kBits = kValues + kTileBytes;
   static constexpr int kEntries = kBits + kSlots * Bits::kBytes;
   static constexpr int kRequests = kEntries + kRing * static_cast<int>(sizeof(StepEntry));
-  static constexpr int kBarriers = kRequests + kSlots * static_cast<int>(sizeof(BitsRequest));
+  static constexpr int kBarriers = kRequests + kSlots * BitsRequest::kBytes;
 
   struct Steps : StepShared<kRing, kSlots, Bits> {
     using Ring = Place<kRing>;
@@ -77,7 +77,7 @@ struct KeyGradientLayout {
   static constexpr int kBits = kStatistics + kStages * kStatisticsBytes;
   static constexpr int kEntries = kBits + kSlots * Bits::kBytes;
   static constexpr int kRequests = kEntries + kRing * static_cast<int>(sizeof(StepEntry));
-  static constexpr int kBarriers = kRequests + kSlots * static_cast<int>(sizeof(BitsRequest));
+  static constexpr int kBarriers = kRequests + kSlots * BitsRequest::kBytes;
 
   struct Steps : StepShared<kRing, kSlots, Bits> {
     using Ring = Place<kRing>;

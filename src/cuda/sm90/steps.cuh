@@ -38,13 +38,13 @@ constexpr int kBitThreads = 64;
 
 /// The rows and columns whose bits are wanted.
 struct BitsRequest {
-  int own_row, own_index, rows;  // of the shard; within its run; 0: no more requests
+  static constexpr int kBytes = 48;  // in shared memory
+  int own_row, own_index, rows;      // of the shard; within its run; 0: no more requests
   int other_tile, other_row, other_index, columns;
   int runs;  // own run | other run << 1
   int head_batch;
   int own_number;   // of the blocks of own rows with any steps, how many came before
   int step_number;  // of their steps
-  int unused;
 };
 
 /// Own rows [row, row + rows) of the shard, which begin at `index` of their run.
@@ -99,11 +99,9 @@ struct TileWords {
   RINGATTN_DEVICE static void store(std::uint32_t to, int row, int n, std::uint32_t word) {
     to += 4 * kRows * n;
     if (half(n)) {
-      asm volatile("st.shared.u16 [%0], %1;" ::"r"(to + 2 * row),
-                   "h"(static_cast<std::uint16_t>(word))
-                   : "memory");
+      ptx::store_half_word(to + 2 * row, word);
     } else {
-      asm volatile("st.shared.u32 [%0], %1;" ::"r"(to + 4 * row), "r"(word) : "memory");
+      ptx::store_word(to + 4 * row, word);
     }
   }
   RINGATTN_DEVICE static uint4 load(std::uint32_t from, int row) {
@@ -113,17 +111,9 @@ struct TileWords {
  private:
   RINGATTN_DEVICE static constexpr bool half(int n) { return kColumns - 32 * n == 16; }
   RINGATTN_DEVICE static std::uint32_t load(std::uint32_t from, int row, int n) {
-    std::uint32_t word = 0;
-    if (n >= kWords) return word;
+    if (n >= kWords) return 0;
     from += 4 * kRows * n;
-    if (half(n)) {
-      std::uint16_t short_word;
-      asm volatile("ld.shared.u16 %0, [%1];" : "=h"(short_word) : "r"(from + 2 * row) : "memory");
-      word = short_word;
-    } else {
-      asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(from + 4 * row) : "memory");
-    }
-    return word;
+    return half(n) ? ptx::load_half_word(from + 2 * row) : ptx::load_word(from + 4 * row);
   }
 };
 
@@ -169,17 +159,12 @@ struct StepShared {
   }
 
   RINGATTN_DEVICE StepEntry entry(int i) const {
-    StepEntry e;
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(e.other_row), "=r"(e.info), "=r"(e.own_row), "=r"(e.head_batch)
-                 : "r"(entries + 16 * i)
-                 : "memory");
-    return e;
+    const uint4 w = ptx::load_words(entries + 16 * i);
+    return {static_cast<int>(w.x), static_cast<int>(w.y), static_cast<int>(w.z),
+            static_cast<int>(w.w)};
   }
   RINGATTN_DEVICE int info(int i) const {
-    int x;
-    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(x) : "r"(entries + 16 * i + 4) : "memory");
-    return x;
+    return static_cast<int>(ptx::load_word(entries + 16 * i + 4));
   }
 };
 
@@ -324,9 +309,7 @@ RINGATTN_DEVICE void produce_steps(const P& p, const Shared& shared) {
   const auto publish = [&](const StepEntry& e) {
     if (lane == 0) {
       ptx::wait(shared.empty(ring.at), ring.parity ^ 1);
-      asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(shared.entries + 16 * ring.at),
-                   "r"(e.other_row), "r"(e.info), "r"(e.own_row), "r"(e.head_batch)
-                   : "memory");
+      ptx::store_words(shared.entries + 16 * ring.at, e.other_row, e.info, e.own_row, e.head_batch);
       ptx::arrive(shared.full(ring.at));
     }
     ring.advance();
@@ -334,16 +317,10 @@ RINGATTN_DEVICE void produce_steps(const P& p, const Shared& shared) {
   const auto request = [&](const BitsRequest& r) {
     if (lane == 0) {
       ptx::wait(shared.bits_empty(slots.at), slots.parity ^ 1);
-      const std::uint32_t to = shared.requests + sizeof(BitsRequest) * slots.at;
-      asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(r.own_row),
-                   "r"(r.own_index), "r"(r.rows), "r"(r.other_tile)
-                   : "memory");
-      asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to + 16), "r"(r.other_row),
-                   "r"(r.other_index), "r"(r.columns), "r"(r.runs)
-                   : "memory");
-      asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to + 32), "r"(r.head_batch),
-                   "r"(r.own_number), "r"(r.step_number), "r"(r.unused)
-                   : "memory");
+      const std::uint32_t to = shared.requests + BitsRequest::kBytes * slots.at;
+      ptx::store_words(to, r.own_row, r.own_index, r.rows, r.other_tile);
+      ptx::store_words(to + 16, r.other_row, r.other_index, r.columns, r.runs);
+      ptx::store_words(to + 32, r.head_batch, r.own_number, r.step_number, 0);
       ptx::arrive(shared.wanted(slots.at));
     }
     slots.advance();
@@ -440,7 +417,7 @@ RINGATTN_DEVICE void produce_steps(const P& p, const Shared& shared) {
                 {own.row, own.index, own.rows,
                  tiles_before<kColumns>(kKeys ? p.schedule.keys : p.schedule.queries, run) + tile,
                  other_row, index, min(kColumns, p.other_counts[run] - index), own.run | run << 1,
-                 head_batch, own_number, step_number, 0});
+                 head_batch, own_number, step_number});
           }
         }
       }

@@ -1,0 +1,439 @@
+// SPDX-License-Identifier: Apache-2.0
+// The warps of a Hopper block that do not compute, on host threads: the headers of src/cuda/sm90,
+// with device/cuda/sm90/ptx.cuh in place of the instructions. Whoever computes is played by threads
+// that follow the same barriers and look at every row that they would multiply: it must be the one
+// that the step is about, cleared if it is padding, and the bits of masked tiles must be the
+// schedule's. Numbers are the table's affair (tests/cuda), on a GPU.
+// Before all others: it says what __device__ is.
+#include "cuda/sm90/ptx.cuh"
+
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <memory>
+#include <ostream>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "cuda/sm90/fetch.cuh"
+#include "cuda/sm90/fetch_backward.cuh"
+#include "cuda/sm90/find_bits.cuh"
+#include "cuda/sm90/launch.h"
+#include "cuda/sm90/padding.cuh"
+
+namespace ringattn::cuda::sm90 {
+namespace {
+
+using T = __nv_bfloat16;
+constexpr int kHeads = 2;  // of queries, of one head of keys
+constexpr std::uint32_t kQuery = 1, kKey = 2, kValue = 3, kDout = 4;
+
+/// Documents of any length, some with padding behind them.
+struct Packed {
+  int rows;
+  std::vector<std::int32_t> ids;
+  std::vector<SegmentBounds> query_bounds, key_bounds;
+  PairSchedule schedule;
+
+  Packed(int seed, int length, bool causal, int query_tile, int key_tile) : rows(length) {
+    std::mt19937 random(static_cast<unsigned>(seed));
+    const auto below = [&](int n) { return static_cast<int>(random() % static_cast<unsigned>(n)); };
+    ids.assign(static_cast<std::size_t>(rows), -1);
+    int id = 0;
+    for (int i = 0; i < rows; ++id) {
+      for (int n = 1 + below(rows / 2); n > 0 && i < rows; --n)
+        ids[static_cast<std::size_t>(i++)] = id;
+      if (below(2) != 0) i += below(150);
+    }
+    if (causal) schedule.mask.right = 0;
+    const auto side = [&](Tiling& tiling, ShardSegments& segments,
+                          std::vector<SegmentBounds>& bounds, int tile) {
+      tiling.positions.runs[0] = {0, rows};
+      tiling.positions.runs[1] = {0, 0};
+      tiling.size = tile;
+      for (int i = 0; i < rows; i += tile) {
+        bounds.push_back(bounds_of(ids.data() + i, std::min(tile, rows - i)));
+      }
+      segments = {ids.data(), bounds.data()};
+    };
+    side(schedule.queries, schedule.query_segments, query_bounds, query_tile);
+    side(schedule.keys, schedule.key_segments, key_bounds, key_tile);
+  }
+  bool padding(int row) const { return row < rows && ids[static_cast<std::size_t>(row)] < 0; }
+};
+
+/// A block and its threads; threads are started once everything is there.
+class Threads {
+ public:
+  explicit Threads(int seed) : seed_(static_cast<unsigned>(seed)) { host::block = &block_; }
+
+  void add(int thread, host::Warp* warp, const char* role, std::function<void()> work) {
+    parts_.push_back([this, thread, warp, role, work = std::move(work)] {
+      threadIdx.x = thread;
+      gridDim.x = 2;  // the other one draws nothing
+      host::warp = warp;
+      host::role = role;
+      host::random.seed(seed_ * 1000U + static_cast<unsigned>(thread));
+      work();
+    });
+  }
+  void run() {
+    std::thread copies([this] {
+      host::random.seed(seed_);
+      host::copy();
+    });
+    std::vector<std::thread> threads;
+    threads.reserve(parts_.size());
+    for (const auto& part : parts_) threads.emplace_back(part);
+    for (std::thread& t : threads) t.join();
+    {
+      const std::lock_guard lock(block_.mutex);
+      block_.over = true;
+      block_.changed.notify_all();
+    }
+    copies.join();
+  }
+
+ private:
+  unsigned seed_;
+  host::Block block_;
+  std::vector<std::function<void()>> parts_;
+};
+
+/// Rows of a tile where its copies put them: `kind`'s of a head from `first` on.
+void expect_rows(const Packed& in, std::uint32_t at, int rows, int panels, std::uint32_t kind,
+                 int head, int first, bool cleared) {
+  const std::lock_guard lock(host::block->mutex);
+  for (int n = 0; n < panels * rows; ++n) {
+    const int row = first + n % rows;
+    const bool there = row < in.rows && !(cleared && in.padding(row));
+    const std::uint32_t want = there ? host::mark(kind, 0, head, row) : 0;
+    for (std::uint32_t byte = 0; byte < 128; byte += 16) {
+      if (host::word(at + 128 * static_cast<std::uint32_t>(n) + byte) != want) {
+        host::fail(there ? "not the row of this step, or cleared" : "padding was not cleared", kind,
+                   row);
+      }
+    }
+  }
+}
+
+/// How a warpgroup that computes, played by one thread, follows the steps.
+template <class Layout>
+struct Follower {
+  using Steps = typename Layout::Steps;
+  static constexpr bool kKeys = Layout::kOthersAreKeys;
+  const Packed& in;
+  Steps steps;
+  int group;
+  typename Steps::Ring ring;
+  typename Steps::Slots slots;
+
+  static void of_four_warps(std::uint32_t barrier) {
+    for (int i = 0; i < 4; ++i) ptx::arrive(barrier);
+  }
+  StepEntry take() {
+    ptx::wait(steps.full(ring.at), ring.parity);
+    const StepEntry e = steps.entry(ring.at);
+    of_four_warps(steps.empty(ring.at));
+    ring.advance();
+    return e;
+  }
+  /// The bits of a masked step, if there is something for this group.
+  void bits(const StepEntry& block, int info, int other_row) {
+    if ((info & kMaskedAny) == 0) return;
+    ptx::wait(steps.bits_full(slots.at), slots.parity);
+    if ((info & kMasked << group) != 0) expect_bits(block, other_row);
+    of_four_warps(steps.bits_empty(slots.at));
+    slots.advance();
+  }
+
+ private:
+  void expect_bits(const StepEntry& block, int other_row) const {
+    for (int r = 0; r < kGroupRows; ++r) {
+      const int in_block = group * kGroupRows + r;
+      const uint4 w = Steps::Bits::load(steps.bits_of(slots.at), in_block);
+      const std::uint32_t words[] = {w.x, w.y, w.z, w.w};
+      for (int c = 0; c < Layout::kOthers; ++c) {
+        const int own = block.own_row + in_block;
+        const int other = other_row + c;
+        const bool exists = in_block < (block.info >> kRowsShift & 0xFF) && other < in.rows;
+        const bool want =
+            exists && in.schedule.visible(0, 0, kKeys ? own : other, kKeys ? other : own);
+        if ((words[c / 32] >> (c % 32) & 1U) != (want ? 1U : 0U)) {
+          host::fail("a wrong bit", own, other);
+        }
+      }
+    }
+  }
+};
+template <int kDim>
+struct Forward : ForwardLayout<kDim> {
+  static constexpr bool kOthersAreKeys = true;
+  static constexpr int kOthers = ForwardLayout<kDim>::kShape.columns;
+};
+template <int kDim>
+struct Backward : BackwardLayout<kDim> {
+  static constexpr bool kOthersAreKeys = false;
+  static constexpr int kOthers = BackwardLayout<kDim>::kShape.queries;
+};
+
+template <class P>
+void set_up(P& p, const Packed& in, Pass pass, int groups, unsigned& ticket) {
+  p.schedule = in.schedule;
+  p.batch = 1;
+  p.heads = kHeads;
+  p.group = kHeads;
+  p.ticket = &ticket;
+  static_cast<Traversal&>(p) = traverse(in.schedule, 1, kHeads, kHeads, 256, pass, groups, false);
+}
+
+CUtensorMap map_of(std::uint32_t kind, int rows, int total) {
+  CUtensorMap map{};
+  const host::Map how{kind, rows, total};
+  std::memcpy(&map, &how, sizeof how);
+  return map;
+}
+
+/// What a warpgroup of the forward does, with values a step behind.
+template <int kDim>
+void follow_forward(const Packed& in, const typename ForwardLayout<kDim>::Steps& steps, int group) {
+  using Layout = Forward<kDim>;
+  constexpr int kStages = Layout::kShape.stages;
+  constexpr int kColumns = Layout::kShape.columns;
+  const auto barrier = [&](int i) { return static_cast<std::uint32_t>(Layout::kBarriers + 8 * i); };
+  Follower<Layout> reader{in, steps, group, {}, {}};
+  Place<kStages> key;
+  Place<kStages> value;
+  unsigned query_parity = 0;
+  for (StepEntry block = reader.take(); (block.info & kEnd) == 0;) {
+    StepEntry e = block;
+    const int head = e.head_batch & 0xFFFF;
+    int held_row = -1;
+    bool held_masked = false;
+    bool seen = false;
+    const auto wait_value = [&] {
+      ptx::wait(barrier(Layout::kValueFull + value.at), value.parity);
+    };
+    const auto leave_value = [&] {
+      ptx::arrive(barrier(Layout::kValueEmpty + value.at));
+      value.advance();
+    };
+    const auto leave_key = [&] {
+      ptx::arrive(barrier(Layout::kKeyEmpty + key.at));
+      key.advance();
+    };
+    const auto gather = [&] {
+      wait_value();
+      expect_rows(in, static_cast<std::uint32_t>(Layout::kValues + value.at * Layout::kTileBytes),
+                  kColumns, Layout::kPanels, kValue, head / kHeads, held_row, held_masked);
+      leave_value();
+    };
+    const auto see_query = [&] {
+      if (!seen) ptx::wait(barrier(Layout::kQueryFull), query_parity);
+      seen = true;
+    };
+    for (bool more = (e.info & kHasOthers) != 0; more;) {
+      more = (e.info & kMore) != 0;
+      for (int i = 0; i < e.info >> kStepsShift; ++i) {
+        const int row = e.other_row - i * kColumns;
+        const bool skip = (e.info & kSkip << group) != 0;
+        if (!skip && !seen) {
+          see_query();
+          expect_rows(in, 0, Layout::kRows, Layout::kPanels, kQuery, head, block.own_row, false);
+        }
+        ptx::wait(barrier(Layout::kKeyFull + key.at), key.parity);
+        expect_rows(in, static_cast<std::uint32_t>(Layout::kKeys + key.at * Layout::kTileBytes),
+                    kColumns, Layout::kPanels, kKey, head / kHeads, row, false);
+        if (skip) {
+          reader.bits(block, e.info, row);
+          wait_value();
+          leave_key();
+          leave_value();
+          continue;
+        }
+        if (held_row >= 0) wait_value();
+        leave_key();
+        reader.bits(block, e.info, row);
+        if (held_row >= 0) gather();
+        held_row = row;
+        held_masked = (e.info & kMaskedAny) != 0;
+      }
+      if (more) e = reader.take();
+    }
+    if ((block.info & kHasOthers) != 0) {
+      see_query();
+      Follower<Layout>::of_four_warps(barrier(Layout::kQueryEmpty));
+      query_parity ^= 1U;
+      if (held_row >= 0) gather();
+    }
+    block = reader.take();
+  }
+}
+
+template <int kDim>
+void run_forward(int seed, int rows, bool causal) {
+  using Layout = ForwardLayout<kDim>;
+  constexpr ForwardShape kShape = Layout::kShape;
+  const Packed in(seed, rows, causal, kGroupRows, kShape.columns);
+  unsigned ticket = 0;
+  ForwardParameters<T> p;
+  set_up(p, in, Pass::kForward, kShape.groups, ticket);
+  const CUtensorMap query = map_of(kQuery, Layout::kRows, rows);
+  const CUtensorMap key = map_of(kKey, kShape.columns, rows);
+  const CUtensorMap value = map_of(kValue, kShape.columns, rows);
+
+  Threads threads(seed);
+  const auto steps = steps_at<Layout>(0);
+  const auto barrier = [&](int i) { return static_cast<std::uint32_t>(Layout::kBarriers + 8 * i); };
+  steps.init_barriers(kShape.groups, 1);
+  ptx::barrier_init(barrier(Layout::kQueryFull), 1);
+  ptx::barrier_init(barrier(Layout::kQueryEmpty), 4 * kShape.groups);
+  for (int i = 0; i < kShape.stages; ++i) {
+    ptx::barrier_init(barrier(Layout::kKeyFull + i), 1);
+    ptx::barrier_init(barrier(Layout::kKeyEmpty + i), kShape.groups);
+    ptx::barrier_init(barrier(Layout::kValueFull + i), 1);
+    ptx::barrier_init(barrier(Layout::kValueEmpty + i), kShape.groups);
+  }
+  host::Warp warps[3];
+  threads.add(0, nullptr, "fetch", [&] { fetch<kDim>(0, steps, kHeads, &query, &key, &value); });
+  for (int i = 32; i < 64; ++i) {
+    threads.add(i, &warps[0], "steps",
+                [&] { produce_steps<true, kShape.groups, kShape.columns, false>(p, steps); });
+  }
+  for (int i = 64; i < 128; ++i) {
+    threads.add(i, &warps[i / 32 - 1], "bits", [&, i] {
+      find_bits<true, kShape.groups>(p, steps, i - 64,
+                                     [&](const BitsRequest& r, const auto& until_asked) {
+                                       clear_values<kDim>(p, 0, r, until_asked, i - 64);
+                                     });
+    });
+  }
+  for (int g = 0; g < kShape.groups; ++g) {
+    threads.add(128 * (g + 1), nullptr, "computes", [&, g] { follow_forward<kDim>(in, steps, g); });
+  }
+  threads.run();
+}
+
+/// What a warpgroup of the backward does.
+template <int kDim>
+void follow_backward(const Packed& in, const typename BackwardLayout<kDim>::Steps& steps,
+                     int group) {
+  using Layout = Backward<kDim>;
+  constexpr int kQueries = Layout::kShape.queries;
+  const auto barrier = [&](int i) { return static_cast<std::uint32_t>(Layout::kBarriers + 8 * i); };
+  Follower<Layout> reader{in, steps, group, {}, {}};
+  Place<Layout::kShape.stages> stage;
+  unsigned key_parity = 0;
+  for (StepEntry block = reader.take(); (block.info & kEnd) == 0; block = reader.take()) {
+    if ((block.info & kHasOthers) == 0) continue;
+    ptx::wait(barrier(Layout::kKeyFull), key_parity);
+    key_parity ^= 1U;
+    StepEntry e = block;
+    for (bool more = true; more;) {
+      more = (e.info & kMore) != 0;
+      const bool masked = (e.info & kMaskedAny) != 0;
+      const int head = e.head_batch & 0xFFFF;
+      for (int i = 0; i < e.info >> kStepsShift; ++i) {
+        const int row = e.other_row + i * kQueries;
+        ptx::wait(barrier(Layout::kQueryFull + stage.at), stage.parity);
+        reader.bits(block, e.info, row);
+        const auto own = [&](int at, std::uint32_t kind, bool cleared) {
+          expect_rows(in, static_cast<std::uint32_t>(at), Layout::kRows, Layout::kPanels, kind,
+                      head / kHeads, block.own_row, cleared);
+        };
+        if (masked) own(Layout::kKey, kKey, true);
+        own(Layout::kValue, kValue, false);
+        const auto other = [&](int at, std::uint32_t kind) {
+          expect_rows(in, static_cast<std::uint32_t>(at + stage.at * Layout::kQueryBytes), kQueries,
+                      Layout::kPanels, kind, head, row, masked);
+        };
+        other(Layout::kQuery, kQuery);
+        other(Layout::kDout, kDout);
+        Follower<Layout>::of_four_warps(barrier(Layout::kQueryEmpty + stage.at));
+        stage.advance();
+      }
+      if (more) e = reader.take();
+    }
+    Follower<Layout>::of_four_warps(barrier(Layout::kKeyEmpty));
+  }
+}
+
+template <int kDim>
+void run_backward(int seed, int rows, bool causal) {
+  using Layout = BackwardLayout<kDim>;
+  constexpr BackwardShape kShape = Layout::kShape;
+  const Packed in(seed, rows, causal, kShape.queries, kGroupRows);
+  unsigned ticket = 0;
+  BackwardParameters<T> p;
+  set_up(p, in, Pass::kBackward, kShape.groups, ticket);
+  p.query_tiles = static_cast<int>(in.schedule.queries.count());
+  p.first_run_tiles = p.query_tiles;
+  const CUtensorMap query = map_of(kQuery, kShape.queries, rows);
+  const CUtensorMap dout = map_of(kDout, kShape.queries, rows);
+  const CUtensorMap key = map_of(kKey, Layout::kRows, rows);
+  const CUtensorMap value = map_of(kValue, Layout::kRows, rows);
+
+  Threads threads(seed);
+  const auto steps = steps_at<Layout>(0);
+  const auto barrier = [&](int i) { return static_cast<std::uint32_t>(Layout::kBarriers + 8 * i); };
+  steps.init_barriers(kShape.groups, 1);
+  ptx::barrier_init(barrier(Layout::kKeyFull), 1);
+  ptx::barrier_init(barrier(Layout::kKeyEmpty), 4 * kShape.groups);
+  for (int i = 0; i < kShape.stages; ++i) {
+    ptx::barrier_init(barrier(Layout::kQueryFull + i), 1);
+    ptx::barrier_init(barrier(Layout::kQueryEmpty + i), 4 * kShape.groups);
+  }
+  host::Warp warps[3];
+  threads.add(0, nullptr, "fetch",
+              [&] { fetch_backward<T, kDim>(p, 0, steps, &query, &dout, &key, &value); });
+  for (int i = 32; i < 64; ++i) {
+    threads.add(i, &warps[0], "steps",
+                [&] { produce_steps<false, kShape.groups, kShape.queries, true>(p, steps); });
+  }
+  for (int i = 64; i < 128; ++i) {
+    threads.add(i, &warps[i / 32 - 1], "bits", [&, i] {
+      int cleared = -1;
+      find_bits<false, kShape.groups>(p, steps, i - 64,
+                                      [&](const BitsRequest& r, const auto& until_asked) {
+                                        clear_step<T, kDim>(p, 0, r, until_asked, i - 64, cleared);
+                                      });
+    });
+  }
+  for (int g = 0; g < kShape.groups; ++g) {
+    threads.add(128 * (g + 1), nullptr, "computes",
+                [&, g] { follow_backward<kDim>(in, steps, g); });
+  }
+  threads.run();
+}
+
+struct Passing {
+  const char* name;
+  void (*run)(int seed, int rows, bool causal);
+  bool causal;
+
+  friend std::ostream& operator<<(std::ostream& out, const Passing& r) { return out << r.name; }
+};
+class CudaBlock : public testing::TestWithParam<Passing> {};
+
+TEST_P(CudaBlock, EveryStepFindsItsRowsAndBits) {
+  const Passing& r = GetParam();
+  // A failure ends the process: threads of a block cannot be told to stop.
+  for (int seed : {1, 5}) r.run(seed, 1000 + 200 * seed, r.causal);
+}
+
+INSTANTIATE_TEST_SUITE_P(Padded, CudaBlock,
+                         testing::Values(Passing{"Forward64", run_forward<64>, false},
+                                         Passing{"Forward128", run_forward<128>, false},
+                                         Passing{"Forward128Causal", run_forward<128>, true},
+                                         Passing{"Forward256", run_forward<256>, false},
+                                         Passing{"Forward256Causal", run_forward<256>, true},
+                                         Passing{"Backward64", run_backward<64>, false},
+                                         Passing{"Backward128", run_backward<128>, false},
+                                         Passing{"Backward128Causal", run_backward<128>, true}),
+                         [](const testing::TestParamInfo<Passing>& p) {
+                           return std::string(p.param.name);
+                         });
+
+}  // namespace
+}  // namespace ringattn::cuda::sm90
