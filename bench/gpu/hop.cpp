@@ -75,7 +75,8 @@ int ringattn_bench_hop(void* hop, void* q, void* k, void* v, void* out, void* ls
                             *executor,
                             Stream{stream}},
                            tensor(out, p.dtype, {1, rows, p.query_heads, p.head_dim}),
-                           tensor(lse, DType::kFloat32, {1, p.query_heads, rows})};
+                           tensor(lse, DType::kFloat32, {1, p.query_heads, rows}),
+                           true};
     h.plan.backend().forward(step);
   });
 }
