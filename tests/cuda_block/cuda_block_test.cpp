@@ -285,16 +285,7 @@ void run_forward(int seed, int rows, bool causal) {
 
   Threads threads(seed);
   const auto steps = steps_at<Layout>(0);
-  const auto barrier = [&](int i) { return static_cast<std::uint32_t>(Layout::kBarriers + 8 * i); };
-  steps.init_barriers(kShape.groups, 1);
-  ptx::barrier_init(barrier(Layout::kQueryFull), 1);
-  ptx::barrier_init(barrier(Layout::kQueryEmpty), 4 * kShape.groups);
-  for (int i = 0; i < kShape.stages; ++i) {
-    ptx::barrier_init(barrier(Layout::kKeyFull + i), 1);
-    ptx::barrier_init(barrier(Layout::kKeyEmpty + i), kShape.groups);
-    ptx::barrier_init(barrier(Layout::kValueFull + i), 1);
-    ptx::barrier_init(barrier(Layout::kValueEmpty + i), kShape.groups);
-  }
+  Layout::init_barriers(0);
   host::Warp warps[3];
   threads.add(0, nullptr, "fetch", [&] { fetch<kDim>(0, steps, kHeads, &query, &key, &value); });
   for (int i = 32; i < 64; ++i) {
@@ -376,14 +367,7 @@ void run_backward(int seed, int rows, bool causal) {
 
   Threads threads(seed);
   const auto steps = steps_at<Layout>(0);
-  const auto barrier = [&](int i) { return static_cast<std::uint32_t>(Layout::kBarriers + 8 * i); };
-  steps.init_barriers(kShape.groups, 1);
-  ptx::barrier_init(barrier(Layout::kKeyFull), 1);
-  ptx::barrier_init(barrier(Layout::kKeyEmpty), 4 * kShape.groups);
-  for (int i = 0; i < kShape.stages; ++i) {
-    ptx::barrier_init(barrier(Layout::kQueryFull + i), 1);
-    ptx::barrier_init(barrier(Layout::kQueryEmpty + i), 4 * kShape.groups);
-  }
+  Layout::init_barriers(0, false);
   host::Warp warps[3];
   threads.add(0, nullptr, "fetch",
               [&] { fetch_backward<T, kDim>(p, 0, steps, &query, &dout, &key, &value); });

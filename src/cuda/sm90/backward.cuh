@@ -356,23 +356,10 @@ __global__ void __launch_bounds__(backward_threads<kDim, kInOrder>(), 1)
   extern __shared__ __align__(1024) unsigned char memory[];
   const auto base = static_cast<std::uint32_t>(__cvta_generic_to_shared(memory));
   const auto steps = steps_at<Layout>(base);
-  const auto barrier = [&](int i) { return base + Layout::kBarriers + 8 * i; };
 
   if (threadIdx.x == 0) {
     if ((base & 1023) != 0) __trap();  // swizzled tiles need it
-    steps.init_barriers(kShape.groups, kInOrder ? 1 + Layout::kAdders : 1);
-    ptx::barrier_init(barrier(Layout::kKeyFull), 1);
-    ptx::barrier_init(barrier(Layout::kKeyEmpty), 4 * kShape.groups);
-    for (int i = 0; i < kShape.stages; ++i) {
-      ptx::barrier_init(barrier(Layout::kQueryFull + i), 1);
-      ptx::barrier_init(barrier(Layout::kQueryEmpty + i), 4 * kShape.groups);
-    }
-    for (int i = 0; i < kShape.buffers; ++i) {
-      ptx::barrier_init(barrier(Layout::kScoresEmpty + i), 4 * kShape.groups);
-    }
-    for (int i = 0; i < Layout::kAdders + kShape.groups; ++i) {
-      ptx::barrier_init(barrier(Layout::kDqueryFull + i), 1);
-    }
+    Layout::init_barriers(base, kInOrder);
     ptx::fence_barrier_init();
     ptx::prefetch_map(&query);
     ptx::prefetch_map(&dout);

@@ -51,6 +51,24 @@ struct BackwardLayout {
   static constexpr int kDqueryEmpty = kDqueryFull + kAdders;
   static constexpr int kBytes = kBarriers + 8 * (kDqueryEmpty + kShape.groups);
   static_assert(kBytes <= 227 * 1024);
+
+  /// By one thread. In order, those who add read the steps, too.
+  RINGATTN_DEVICE static void init_barriers(std::uint32_t base, bool in_order) {
+    const auto barrier = [&](int i) { return base + kBarriers + 8 * i; };
+    steps_at<BackwardLayout>(base).init_barriers(kShape.groups, in_order ? 1 + kAdders : 1);
+    ptx::barrier_init(barrier(kKeyFull), 1);
+    ptx::barrier_init(barrier(kKeyEmpty), 4 * kShape.groups);
+    for (int i = 0; i < kShape.stages; ++i) {
+      ptx::barrier_init(barrier(kQueryFull + i), 1);
+      ptx::barrier_init(barrier(kQueryEmpty + i), 4 * kShape.groups);
+    }
+    for (int i = 0; i < kShape.buffers; ++i) {
+      ptx::barrier_init(barrier(kScoresEmpty + i), 4 * kShape.groups);
+    }
+    for (int i = 0; i < kAdders + kShape.groups; ++i) {
+      ptx::barrier_init(barrier(kDqueryFull + i), 1);
+    }
+  }
 };
 
 }  // namespace ringattn::cuda::sm90

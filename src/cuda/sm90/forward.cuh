@@ -283,19 +283,10 @@ __global__ void __launch_bounds__(ForwardLayout<kDim>::kThreads, 1)
   extern __shared__ __align__(1024) unsigned char memory[];
   const auto base = static_cast<std::uint32_t>(__cvta_generic_to_shared(memory));
   const auto steps = steps_at<Layout>(base);
-  const auto barrier = [&](int i) { return base + Layout::kBarriers + 8 * i; };
 
   if (threadIdx.x == 0) {
     if ((base & 1023) != 0) __trap();  // swizzled tiles need it
-    steps.init_barriers(kShape.groups, 1);
-    ptx::barrier_init(barrier(Layout::kQueryFull), 1);
-    ptx::barrier_init(barrier(Layout::kQueryEmpty), 4 * kShape.groups);
-    for (int i = 0; i < kShape.stages; ++i) {
-      ptx::barrier_init(barrier(Layout::kKeyFull + i), 1);
-      ptx::barrier_init(barrier(Layout::kKeyEmpty + i), kShape.groups);
-      ptx::barrier_init(barrier(Layout::kValueFull + i), 1);
-      ptx::barrier_init(barrier(Layout::kValueEmpty + i), kShape.groups);
-    }
+    Layout::init_barriers(base);
     ptx::fence_barrier_init();
     ptx::prefetch_map(&query);
     ptx::prefetch_map(&key);

@@ -38,6 +38,20 @@ struct ForwardLayout {
   static constexpr int kValueEmpty = kValueFull + kShape.stages;
   static constexpr int kBytes = kBarriers + 8 * (kValueEmpty + kShape.stages);
   static_assert(kBytes <= 227 * 1024);
+
+  /// By one thread.
+  RINGATTN_DEVICE static void init_barriers(std::uint32_t base) {
+    const auto barrier = [&](int i) { return base + kBarriers + 8 * i; };
+    steps_at<ForwardLayout>(base).init_barriers(kShape.groups, 1);
+    ptx::barrier_init(barrier(kQueryFull), 1);
+    ptx::barrier_init(barrier(kQueryEmpty), 4 * kShape.groups);
+    for (int i = 0; i < kShape.stages; ++i) {
+      ptx::barrier_init(barrier(kKeyFull + i), 1);
+      ptx::barrier_init(barrier(kKeyEmpty + i), kShape.groups);
+      ptx::barrier_init(barrier(kValueFull + i), 1);
+      ptx::barrier_init(barrier(kValueEmpty + i), kShape.groups);
+    }
+  }
 };
 
 }  // namespace ringattn::cuda::sm90
