@@ -8,11 +8,12 @@
 namespace ringattn::cuda {
 
 /// Bits [begin, end) of a word.
-__device__ inline std::uint32_t bit_range(std::int64_t begin, std::int64_t end) {
-  const int lo = static_cast<int>(begin < 0 ? 0 : begin > 32 ? 32 : begin);
-  const int hi = static_cast<int>(end < 0 ? 0 : end > 32 ? 32 : end);
-  if (lo >= hi) return 0;
-  return (hi == 32 ? ~0U : (1U << hi) - 1U) & ~0U << lo;
+template <class Index>
+__device__ std::uint32_t bit_range(Index begin, Index end) {
+  // Not clamped to [0, 32] and compared with 32: ptxas 13.0 makes wrong words of that for int.
+  const Index lo = begin < 0 ? 0 : begin;
+  const Index hi = end > 32 ? 32 : end;
+  return lo < hi ? ~0U >> (32 - static_cast<int>(hi)) & ~0U << static_cast<int>(lo) : 0;
 }
 
 /// Row `own` of one side against the rows [first, first + columns) of a tile of the other, at most

@@ -13,8 +13,8 @@ struct BackwardLayout {
   static constexpr int kRows = kGroupRows * kShape.groups;  // of keys
   static constexpr int kQueries = kShape.queries;
   static constexpr int kPanels = kDim / 64;
-  static constexpr int kRing = 8;
-  static constexpr int kSlots = 2;
+  static constexpr int kRing = 16;
+  static constexpr int kSlots = 4;
   static constexpr int kKeyBytes = kRows * kDim * 2;
   static constexpr int kQueryBytes = kQueries * kDim * 2;
   static constexpr int kStatisticsBytes = kQueries * 8;

@@ -87,7 +87,7 @@ RINGATTN_DEVICE void clear_values(const P& p, std::uint32_t base, const BitsRequ
                                   const UntilAsked& until_asked, int thread) {
   using Layout = ForwardLayout<kDim>;
   constexpr ForwardShape kShape = Layout::kShape;
-  if (!others_padded<true, kShape.columns>(p, r)) return;
+  if (!others_padded<kShape.columns>(r)) return;
   until_asked();
   const StepStage<kShape.stages> stage(r.step_number);
   ptx::wait(base + Layout::kBarriers + 8 * (Layout::kValueFull + stage.at), stage.parity);

@@ -83,7 +83,7 @@ RINGATTN_DEVICE void clear_step(const BackwardParameters<T>& p, std::uint32_t ba
     clear_padding<Layout::kPanels, kRows>(base + tile, segments, r.head_batch >> 16,
                                           positions.size(), row, rows, thread);
   };
-  const bool padded = others_padded<false, Layout::kQueries>(p, r);
+  const bool padded = others_padded<Layout::kQueries>(r);
   if (!padded && cleared == r.own_number) return;
   until_asked();
   if (padded) {

@@ -78,7 +78,7 @@ RINGATTN_DEVICE void clear_queries(const BackwardParameters<T>& p, std::uint32_t
                                    const BitsRequest& r, const UntilAsked& until_asked,
                                    int thread) {
   using Layout = KeyGradientLayout<kDim>;
-  if (!others_padded<false, Layout::kQueries>(p, r)) return;
+  if (!others_padded<Layout::kQueries>(r)) return;
   until_asked();
   const StepStage<Layout::kStages> stage(r.step_number);
   ptx::wait(base + Layout::kBarriers + 8 * (Layout::kQueryFull + stage.at), stage.parity);

@@ -13,8 +13,8 @@ struct ForwardLayout {
   static constexpr int kThreads = 128 * (kShape.groups + 1);
   static constexpr int kRows = kGroupRows * kShape.groups;
   static constexpr int kPanels = kDim / 64;
-  static constexpr int kRing = kDim == 256 ? 4 : 8;
-  static constexpr int kSlots = 2;
+  static constexpr int kRing = kDim == 256 ? 8 : 16;
+  static constexpr int kSlots = kDim == 256 ? 2 : 4;
   static constexpr int kQueryBytes = kRows * kDim * 2;
   static constexpr int kTileBytes = kShape.columns * kDim * 2;
   using Bits = TileWords<kRows, kShape.columns>;

@@ -60,6 +60,7 @@ RINGATTN_DEVICE void store_count(std::uint32_t counter, std::uint32_t count) {
 }
 /// Polls, as sparingly as wait() does; like there, minutes are a fault of ours.
 RINGATTN_DEVICE void wait_for_count(std::uint32_t counter, std::uint32_t count) {
+#pragma unroll 1
   for (std::uint32_t tries = 0; tries < 1U << 26; ++tries) {
     std::uint32_t now;
     asm volatile("ld.acquire.cta.shared::cta.u32 %0, [%1];" : "=r"(now) : "r"(counter) : "memory");

@@ -316,7 +316,7 @@ __global__ void __launch_bounds__(QueryGradientLayout<kDim>::kThreads, 1)
       const int thread = threadIdx.x - 64;
       find_bits<true, Layout::kRowGroups>(
           p, steps, thread, [&](const BitsRequest& r, const auto& until_asked) {
-            if (!others_padded<true, Layout::kColumns>(p, r)) return;
+            if (!others_padded<Layout::kColumns>(r)) return;
             until_asked();
             const StepStage<Layout::kStages> stage(r.step_number);
             ptx::wait(barrier(Layout::kKeyFull + stage.at), stage.parity);

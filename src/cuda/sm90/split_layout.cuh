@@ -19,7 +19,7 @@ struct QueryGradientLayout {
   static constexpr int kColumns = kSplitTile;
   static constexpr int kPanels = kDim / 64;
   static constexpr int kStages = 2;  // of keys; values have one
-  static constexpr int kRing = 4;
+  static constexpr int kRing = 8;
   static constexpr int kSlots = 2;
   static constexpr int kQueryBytes = kRows * kDim * 2;
   static constexpr int kTileBytes = kColumns * kDim * 2;
@@ -60,7 +60,7 @@ struct KeyGradientLayout {
   static constexpr int kQueries = kSplitTile;
   static constexpr int kPanels = kDim / 64;
   static constexpr int kStages = 2;
-  static constexpr int kRing = 4;
+  static constexpr int kRing = 8;
   static constexpr int kSlots = 2;
   static constexpr int kKeyBytes = kRows * kDim * 2;
   static constexpr int kQueryBytes = kQueries * kDim * 2;

@@ -33,8 +33,8 @@ enum StepInfo : int {
 };
 /// Steps of an entry at most: so many may still be to do when the next rows are chosen.
 constexpr int kMostSteps = 4;
-/// Threads that find the bits of masked tiles.
-constexpr int kBitThreads = 64;
+/// Threads that find the bits of masked tiles: for each of them a row of every warpgroup.
+constexpr int kBitThreads = kGroupRows;
 
 /// The rows and columns whose bits are wanted.
 struct BitsRequest {
@@ -45,7 +45,10 @@ struct BitsRequest {
   int head_batch;
   int own_number;   // of the blocks of own rows with any steps, how many came before
   int step_number;  // of their steps
+  unsigned flags;   // kIdsDecide, kPadded
 };
+constexpr unsigned kIdsDecide = 1U << 28;  // segment ids hide pairs that a band does not
+constexpr unsigned kPadded = 1U << 29;     // some of the others are padding
 
 /// Own rows [row, row + rows) of the shard, which begin at `index` of their run.
 struct OwnBlock {
@@ -208,13 +211,22 @@ struct Place {
   }
 };
 
-/// The kinds of one tile of others for the warpgroups of a block: bit g visited, bit 16 + g masked.
+/// The kinds of one tile of others for the warpgroups of a block: bit g visited, bit 16 + g masked,
+/// and the flags of a request for its bits; 0 if no one visits it.
 template <bool kKeys, int kGroups, int kColumns, class P>
 RINGATTN_DEVICE unsigned kinds(const P& p, const OwnBlock& own, int head, int other_run,
                                int tile_in_run) {
   unsigned result = 0;
+  unsigned flags = 0;
   const int begin = tile_in_run * kColumns;
   const int end = min(begin + kColumns, p.other_counts[other_run]);
+  SegmentBounds theirs;
+  if (p.segmented) {
+    const ShardSegments& others = kKeys ? p.schedule.key_segments : p.schedule.query_segments;
+    theirs =
+        others.bounds[own.batch * p.other_tiles[1] + other_run * p.other_tiles[0] + tile_in_run];
+    if (theirs.padding) flags |= kPadded;
+  }
 #pragma unroll
   for (int g = 0; g < kGroups; ++g) {
     const int rows = min(own.rows - g * kGroupRows, kGroupRows);
@@ -232,12 +244,11 @@ RINGATTN_DEVICE unsigned kinds(const P& p, const OwnBlock& own, int head, int ot
       }
       if (p.segmented && kind != TileKind::kSkip) {
         const ShardSegments& mine = kKeys ? p.schedule.query_segments : p.schedule.key_segments;
-        const ShardSegments& others = kKeys ? p.schedule.key_segments : p.schedule.query_segments;
         const int own_tile =
             own.batch * p.own_tiles[1] + own.run * p.own_tiles[0] + own.index / kGroupRows + g;
-        const int other_tile =
-            own.batch * p.other_tiles[1] + other_run * p.other_tiles[0] + tile_in_run;
-        kind = both(kind, classify(mine.bounds[own_tile], others.bounds[other_tile]));
+        const TileKind by_ids = classify(mine.bounds[own_tile], theirs);
+        if (by_ids != TileKind::kFull) flags |= kIdsDecide;
+        kind = both(kind, by_ids);
       }
     } else {
       const PairSchedule& s = p.schedule;
@@ -252,7 +263,7 @@ RINGATTN_DEVICE unsigned kinds(const P& p, const OwnBlock& own, int head, int ot
         kind == TileKind::kMasked || end - begin < kColumns || (!kKeys && rows < kGroupRows);
     result |= 1U << g | (masked ? 1U << (16 + g) : 0);
   }
-  return result;
+  return result == 0 ? 0 : result | flags;
 }
 
 /// Tiles of a run of others that a block may visit.
@@ -320,7 +331,7 @@ RINGATTN_DEVICE void produce_steps(const P& p, const Shared& shared) {
       const std::uint32_t to = shared.requests + BitsRequest::kBytes * slots.at;
       ptx::store_words(to, r.own_row, r.own_index, r.rows, r.other_tile);
       ptx::store_words(to + 16, r.other_row, r.other_index, r.columns, r.runs);
-      ptx::store_words(to + 32, r.head_batch, r.own_number, r.step_number, 0);
+      ptx::store_words(to + 32, r.head_batch, r.own_number, r.step_number, r.flags);
       ptx::arrive(shared.wanted(slots.at));
     }
     slots.advance();
@@ -417,7 +428,7 @@ RINGATTN_DEVICE void produce_steps(const P& p, const Shared& shared) {
                 {own.row, own.index, own.rows,
                  tiles_before<kColumns>(kKeys ? p.schedule.keys : p.schedule.queries, run) + tile,
                  other_row, index, min(kColumns, p.other_counts[run] - index), own.run | run << 1,
-                 head_batch, own_number, step_number});
+                 head_batch, own_number, step_number, kind & (kIdsDecide | kPadded)});
           }
         }
       }
