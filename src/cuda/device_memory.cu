@@ -34,6 +34,26 @@ void for_each(std::int64_t n, Stream stream, const F& f) {
   check(cudaGetLastError(), "a kernel launch");
 }
 
+template <class F>
+__global__ void each_warp_kernel(std::int64_t n, F f) {
+  constexpr int kWarps = kThreads / 32;
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kWarps;
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32; i < n;
+       i += step) {
+    f(i, static_cast<int>(threadIdx.x % 32));
+  }
+}
+
+/// f(i, lane) for every i < n, one warp each.
+template <class F>
+void for_each_warp(std::int64_t n, Stream stream, const F& f) {
+  if (n <= 0) return;
+  each_warp_kernel<<<blocks_for(32 * n), kThreads, 0, native(stream)>>>(n, f);
+  check(cudaGetLastError(), "a kernel launch");
+}
+
+constexpr unsigned kAllLanes = 0xFFFFFFFFU;
+
 /// Element `i` of a contiguous [B, S, heads, dim] tensor, in a strided one.
 __host__ __device__ std::int64_t strided(const TensorView& view, std::int64_t i) {
   const std::int64_t d = i % view.shape[3];
@@ -145,18 +165,34 @@ class DeviceMemory final : public Memory {
   void segment_bounds(const std::int32_t* ids, std::int64_t batch, const Tiling& tiles,
                       SegmentBounds* bounds, Stream stream) const override {
     const std::int64_t count = tiles.count();
-    for_each(batch * count, stream, [=] __device__(std::int64_t n) {
+    for_each_warp(batch * count, stream, [=] __device__(std::int64_t n, int lane) {
       const Tile tile = tiles[n % count];
-      bounds[n] = bounds_of(ids + n / count * tiles.positions.size() + tile.row, tile.rows);
+      const std::int32_t* of_tile = ids + n / count * tiles.positions.size() + tile.row;
+      SegmentBounds mine;
+      for (std::int64_t i = lane; i < tile.rows; i += 32) mine.add(of_tile[i]);
+      const SegmentBounds all{__reduce_min_sync(kAllLanes, mine.lo),
+                              __reduce_max_sync(kAllLanes, mine.hi),
+                              __any_sync(kAllLanes, mine.padding) != 0};
+      if (lane == 0) bounds[n] = all;
     });
   }
 
   void tile_spans(const Tiling& tiles, Range* spans, Stream stream) const override {
     const std::int64_t rows = tiles.positions.size();
-    for_each(ceil_div(rows, tiles.size), stream, [=] __device__(std::int64_t t) {
+    for_each_warp(ceil_div(rows, tiles.size), stream, [=] __device__(std::int64_t t, int lane) {
       const std::int64_t begin = t * tiles.size;
-      spans[t] = span_of(tiles.positions.list + begin,
-                         rows - begin < tiles.size ? rows - begin : tiles.size);
+      const std::int64_t count = rows - begin < tiles.size ? rows - begin : tiles.size;
+      // A lane without a row of its own looks at the first one.
+      Range all = span_of(tiles.positions.list + begin, 1);
+      for (std::int64_t i = lane; i < count; i += 32) {
+        const Range one = span_of(tiles.positions.list + begin + i, 1);
+        all = {min(all.begin, one.begin), max(all.end, one.end)};
+      }
+      for (int other = 16; other > 0; other /= 2) {
+        all = {min(all.begin, __shfl_xor_sync(kAllLanes, all.begin, other)),
+               max(all.end, __shfl_xor_sync(kAllLanes, all.end, other))};
+      }
+      if (lane == 0) spans[t] = all;
     });
   }
 
