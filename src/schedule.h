@@ -135,7 +135,7 @@ RINGATTN_HOST_DEVICE constexpr Band band(const IntervalMask& mask, const Run& qu
 }
 
 /// The non-negative segment ids of a tile's rows, as a range, and whether any row is padding.
-struct SegmentBounds {
+struct alignas(16) SegmentBounds {  // so that a GPU loads it at once
   std::int32_t lo = INT32_MAX;
   std::int32_t hi = -1;
   bool padding = false;

@@ -11,26 +11,32 @@ namespace {
 
 void carve_schedule(const Plan& plan, Pass pass, Carver& carver, Workspace& w) {
   const std::int64_t batch = plan.problem().batch;
-  const Positions queries = plan.query_rows(plan.rank());
-  const std::int64_t query_tiles = Tiling{queries, plan.tiles(pass).queries, nullptr}.count();
-  std::int64_t key_tiles = 0;
-  for (int r = 0; r < plan.world(); ++r) {
-    key_tiles =
-        std::max(key_tiles, Tiling{plan.key_rows(r), plan.tiles(pass).keys, nullptr}.count());
-  }
+  const std::int64_t queries = plan.query_rows(plan.rank()).size();
   if (plan.options().segment_ids) {
-    w.query_ids = carver.take_array<std::int32_t>(batch * queries.size());
-    w.query_bounds = carver.take_array<SegmentBounds>(batch * query_tiles);
-    w.key_bounds = carver.take_array<SegmentBounds>(batch * key_tiles);
+    w.query_ids = carver.take_array<std::int32_t>(batch * queries);
+    w.query_bounds = carver.take_array<SegmentBounds>(batch * query_tiles(plan, pass));
+    w.key_bounds = carver.take_array<SegmentBounds>(batch * most_key_tiles(plan, pass));
   }
   if (plan.options().explicit_positions) {
-    w.query_positions = carver.take_array<std::int64_t>(queries.size());
-    w.query_spans = carver.take_array<Range>(query_tiles + 1);
-    w.key_spans = carver.take_array<Range>(key_tiles + 1);
+    w.query_positions = carver.take_array<std::int64_t>(queries);
+    w.query_spans = carver.take_array<Range>(query_tiles(plan, pass) + 1);
+    w.key_spans = carver.take_array<Range>(most_key_tiles(plan, pass) + 1);
   }
 }
 
 }  // namespace
+
+std::int64_t query_tiles(const Plan& plan, Pass pass) {
+  return Tiling{plan.query_rows(plan.rank()), plan.tiles(pass).queries, nullptr}.count();
+}
+
+std::int64_t most_key_tiles(const Plan& plan, Pass pass) {
+  std::int64_t tiles = 0;
+  for (int r = 0; r < plan.world(); ++r) {
+    tiles = std::max(tiles, Tiling{plan.key_rows(r), plan.tiles(pass).keys, nullptr}.count());
+  }
+  return tiles;
+}
 
 std::size_t record_bytes(const Plan& plan) {
   return std::max(summary_bytes(plan.problem()),

@@ -71,6 +71,10 @@ inline const std::byte* shared_block(std::span<const std::byte> message) {
 /// the backend's scratch.
 Workspace carve_step(const Plan& plan, Pass pass, Carver& carver);
 
+/// Tiles of this rank's queries, and of the keys of the largest shard.
+std::int64_t query_tiles(const Plan& plan, Pass pass);
+std::int64_t most_key_tiles(const Plan& plan, Pass pass);
+
 /// Bytes of one rank's record in Workspace::table.
 std::size_t record_bytes(const Plan& plan);
 

@@ -152,7 +152,7 @@ std::size_t formula(const Plan& plan, Pass pass, int threads, bool share) {
   const std::int64_t d = p.head_dim;
   const std::int64_t v = p.value_dim;
   const std::size_t record =
-      static_cast<std::size_t>(std::max<std::int64_t>(32 + 24 * p.batch, 8 * p.query_heads));
+      static_cast<std::size_t>(std::max<std::int64_t>(32 + 32 * p.batch, 8 * p.query_heads));
 
   std::size_t bytes = 0;
   if (ring)

@@ -74,6 +74,14 @@ void set_common(const StepContext& step, Common<T>& c) {
   c.last = step.last;
 }
 
+/// Scratch of the kernels for Hopper: tiles that see each other by segment ids.
+TileSpan* carve_seen_tiles(const Plan& plan, Pass pass, Carver& carver) {
+  const bool wanted = plan.options().segment_ids && sm90::takes(plan.problem());
+  return carver.take_array<TileSpan>(
+      wanted ? plan.problem().batch * std::max(query_tiles(plan, pass), most_key_tiles(plan, pass))
+             : 0);
+}
+
 std::int64_t state_rows(const Plan& plan) {
   const Problem& p = plan.problem();
   return p.batch * p.query_heads * plan.query_rows(plan.rank()).size();
@@ -84,6 +92,7 @@ struct ForwardPieces {
   float* max;  // [B, H, Sq]
   float* sum;
   unsigned* ticket;
+  TileSpan* seen_tiles;
 };
 ForwardPieces carve_forward(const Plan& plan, Carver& carver) {
   const std::int64_t n = plan.world() == 1 ? 0 : state_rows(plan);
@@ -92,6 +101,7 @@ ForwardPieces carve_forward(const Plan& plan, Carver& carver) {
   w.max = carver.take_array<float>(n);
   w.sum = carver.take_array<float>(n);
   w.ticket = carver.take_array<unsigned>(1);
+  w.seen_tiles = carve_seen_tiles(plan, Pass::kForward, carver);
   return w;
 }
 
@@ -112,6 +122,7 @@ struct BackwardPieces {
   float* dquery_sum;  // as query_sums() says
   unsigned* tickets;
   unsigned* added;  // counts by parts of tiles, if additions have an order
+  TileSpan* seen_tiles;
 };
 BackwardPieces carve_backward(const Plan& plan, Carver& carver) {
   const Problem& p = plan.problem();
@@ -130,6 +141,7 @@ BackwardPieces carve_backward(const Plan& plan, Carver& carver) {
   w.tickets = carver.take_array<unsigned>(sm90::kBackwardTickets);
   const bool in_order = adds && plan.options().deterministic;
   w.added = in_order ? carver.take_array<unsigned>(heads * tiles.parts()) : nullptr;
+  w.seen_tiles = carve_seen_tiles(plan, Pass::kBackward, carver);
   return w;
 }
 
@@ -245,6 +257,7 @@ PassCounts CudaBackend::forward(const ForwardStep& step) const {
     p.max = w.max;
     p.sum = w.sum;
     p.ticket = w.ticket;
+    p.seen_tiles = w.seen_tiles;
     if constexpr (sizeof(T) == 2) {
       if (cuda::sm90::takes(step.plan.problem())) {
         if (cuda::sm90::takes(p)) {
@@ -273,6 +286,7 @@ PassCounts CudaBackend::backward(const BackwardStep& step) const {
     p.query_sums = cuda::query_sums(step.plan);
     p.statistics = w.statistics;
     p.ticket = w.tickets;
+    p.seen_tiles = w.seen_tiles;
     p.added = w.added;
     cuda::set_result(step.dquery, p.dquery, p.dquery32);
     p.dkey = reinterpret_cast<float*>(step.dkey_sum);

@@ -46,10 +46,14 @@ __global__ void each_warp_kernel(std::int64_t n, F f) {
 
 /// f(i, lane) for every i < n, one warp each.
 template <class F>
+cudaError_t for_each_warp(std::int64_t n, cudaStream_t stream, const F& f) {
+  if (n <= 0) return cudaSuccess;
+  each_warp_kernel<<<blocks_for(32 * n), kThreads, 0, stream>>>(n, f);
+  return cudaGetLastError();
+}
+template <class F>
 void for_each_warp(std::int64_t n, Stream stream, const F& f) {
-  if (n <= 0) return;
-  each_warp_kernel<<<blocks_for(32 * n), kThreads, 0, native(stream)>>>(n, f);
-  check(cudaGetLastError(), "a kernel launch");
+  check(for_each_warp(n, native(stream), f), "a kernel launch");
 }
 
 constexpr unsigned kAllLanes = 0xFFFFFFFFU;
@@ -215,6 +219,31 @@ class DeviceMemory final : public Memory {
 const Memory& device_memory() {
   static const DeviceMemory memory;
   return memory;
+}
+
+cudaError_t find_seen_tiles(const SegmentBounds* own, int own_tiles, const SegmentBounds* others,
+                            int other_tiles, int batch, TileSpan* seen, cudaStream_t stream) {
+  const std::int64_t tiles = std::int64_t{batch} * own_tiles;
+  return for_each_warp(tiles, stream, [=] __device__(std::int64_t n, int lane) {
+    const SegmentBounds mine = own[n];
+    const SegmentBounds* theirs = others + n / own_tiles * other_tiles;
+    const auto some_of = [&](int first) {  // of 32
+      const int t = first + lane;
+      return __ballot_sync(kAllLanes,
+                           t < other_tiles && classify(mine, theirs[t]) != TileKind::kSkip);
+    };
+    TileSpan span{other_tiles, 0};
+    for (int first = 0; first < other_tiles && span.begin == other_tiles; first += 32) {
+      const unsigned some = some_of(first);
+      if (some != 0) span.begin = first + __ffs(static_cast<int>(some)) - 1;
+    }
+    for (int first = (other_tiles - 1) & ~31; first + 32 > span.begin && span.end == 0;
+         first -= 32) {
+      const unsigned some = some_of(first);
+      if (some != 0) span.end = first + 32 - __clz(static_cast<int>(some));
+    }
+    if (lane == 0) seen[n] = span;
+  });
 }
 
 void accumulate(float* sum, const float* part, std::int64_t n, Stream stream) {

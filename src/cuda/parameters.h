@@ -25,6 +25,11 @@ struct Rows {
   }
 };
 
+/// Tiles [begin, end) of one side.
+struct TileSpan {
+  int begin = 0, end = 0;
+};
+
 /// What all kernels take.
 template <class T>
 struct Common {
@@ -34,6 +39,7 @@ struct Common {
   int head_dim = 0, value_dim = 0;
   float scale = 1.0F, cap = 0.0F;  // cap 0: none
   bool first = true, last = true;
+  TileSpan* seen_tiles = nullptr;  // scratch with segment ids, [B, tiles of either side]
 };
 
 template <class T>

@@ -47,6 +47,9 @@ constexpr const char* kMore[] = {
     "sq2500_d64_f16_seg_bwd",
     "sq2500_d128_bf16_seg_bwd",
     "sq2500_d256_bf16_seg_bwd",
+    // More tiles than a warp asks about at once: which of them share a segment is listed first.
+    "sq4200_d64_bf16_seg",
+    "sq4200_d128_f16_seg_causal",
     "b2_sq500_sk700_h4x2_d128_bf16_maskh_bwd_dlse",
     "sq500_h2_d64_bf16_mask_bwd",
     "sq700_h2_d128_bf16_pos_causal_bwd",

@@ -47,11 +47,14 @@ using Launch = cudaError_t (*)(const BackwardParameters<T>&, const CUtensorMap&,
                                const CUtensorMap&, const CUtensorMap&, cudaStream_t);
 
 template <class T>
-cudaError_t start(const BackwardParameters<T>& p, int query_rows, int key_rows, Launch<T> uncapped,
-                  Launch<T> capped, cudaStream_t stream) {
+cudaError_t start(BackwardParameters<T>& p, Pass own, int query_rows, int key_rows,
+                  Launch<T> uncapped, Launch<T> capped, cudaStream_t stream) {
   if (p.tiles == 0) return cudaSuccess;
   Maps maps;
-  const cudaError_t error = map_all(p, query_rows, key_rows, maps);
+  cudaError_t error = map_all(p, query_rows, key_rows, maps);
+  if (error == cudaSuccess) {
+    error = list_seen_tiles(p.schedule, own, p.batch, p.seen_tiles, stream, p);
+  }
   if (error != cudaSuccess) return error;
   return (p.cap == 0.0F ? uncapped : capped)(p, maps.query, maps.dout, maps.key, maps.value,
                                              stream);
@@ -68,7 +71,7 @@ cudaError_t add_up(const cuda::BackwardParameters<T>& given, cudaStream_t stream
   constexpr BackwardShape kShape = backward_shape(kDim);
   BackwardParameters<T> p = complete(given, Pass::kBackward, kShape.groups, kInOrder);
   p.stores_first = stores_first(given);
-  return start<T>(p, kShape.queries, kShape.groups * kGroupRows,
+  return start<T>(p, Pass::kBackward, kShape.queries, kShape.groups * kGroupRows,
                   launch_backward<T, kDim, false, kInOrder>,
                   launch_backward<T, kDim, true, kInOrder>, stream);
 }
@@ -89,14 +92,15 @@ cudaError_t at_once(const cuda::BackwardParameters<T>& given, cudaStream_t strea
 /// A kernel for dQ and one for dK and dV.
 template <class T, int kDim>
 cudaError_t in_two(const cuda::BackwardParameters<T>& given, cudaStream_t stream) {
+  BackwardParameters<T> queries = complete(given, Pass::kForward, 2);
   const cudaError_t error =
-      start<T>(complete(given, Pass::kForward, 2), 2 * kGroupRows, kSplitTile,
+      start<T>(queries, Pass::kForward, 2 * kGroupRows, kSplitTile,
                launch_query_gradient<T, kDim, false>, launch_query_gradient<T, kDim, true>, stream);
   if (error != cudaSuccess) return error;
   BackwardParameters<T> keys = complete(given, Pass::kBackward, 1);
   ++keys.ticket;
-  return start<T>(keys, kSplitTile, kGroupRows, launch_key_gradient<T, kDim, false>,
-                  launch_key_gradient<T, kDim, true>, stream);
+  return start<T>(keys, Pass::kBackward, kSplitTile, kGroupRows,
+                  launch_key_gradient<T, kDim, false>, launch_key_gradient<T, kDim, true>, stream);
 }
 
 }  // namespace

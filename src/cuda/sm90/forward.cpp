@@ -39,7 +39,7 @@ template <class T>
 cudaError_t forward(const cuda::ForwardParameters<T>& given, cudaStream_t stream) {
   const int dim = kernel_dim(given.head_dim, given.value_dim);
   const ForwardShape shape = forward_shape(dim);
-  const ForwardParameters<T> p = complete(given, dim);
+  ForwardParameters<T> p = complete(given, dim);
   if (p.tiles == 0) return cudaSuccess;
   CUtensorMap query;
   CUtensorMap key;
@@ -49,6 +49,9 @@ cudaError_t forward(const cuda::ForwardParameters<T>& given, cudaStream_t stream
   if (error == cudaSuccess) error = map_tensor(value_of(p), shape.columns, value);
   if (error == cudaSuccess && p.drawn) {
     error = cudaMemsetAsync(p.ticket, 0, sizeof(unsigned), stream);
+  }
+  if (error == cudaSuccess) {
+    error = list_seen_tiles(p.schedule, Pass::kForward, p.batch, p.seen_tiles, stream, p);
   }
   if (error != cudaSuccess) return error;
   const auto run = [&]<int kDim>() {

@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "cuda/check.h"
+#include "cuda/device_memory.h"
 #include "cuda/sm90/forward.h"
 
 namespace ringattn::cuda::sm90 {
@@ -93,6 +94,17 @@ Traversal traverse(const PairSchedule& s, int batch, int heads, int group, std::
   p.drawn = in_order || p.segmented || !(p.banded && s.mask.full());
   p.tiles = (p.own_blocks[0] + p.own_blocks[1]) * all;
   return p;
+}
+
+cudaError_t list_seen_tiles(const PairSchedule& s, Pass pass, int batch, TileSpan* scratch,
+                            cudaStream_t stream, Traversal& p) {
+  if (!p.segmented || p.other_tiles[1] <= 32) return cudaSuccess;
+  const SegmentBounds* queries = s.query_segments.bounds;
+  const SegmentBounds* keys = s.key_segments.bounds;
+  const bool forward = pass == Pass::kForward;
+  p.seen = scratch;
+  return find_seen_tiles(forward ? queries : keys, p.own_tiles[1], forward ? keys : queries,
+                         p.other_tiles[1], batch, scratch, stream);
 }
 
 bool on_hopper() {

@@ -64,6 +64,11 @@ void set_scoring(P& p) {
   }
 }
 
+/// Lists, if there are segment ids and more tiles of others than a warp asks about at once, which
+/// of them the tiles of own rows see, and lets p know. `pass` as for traverse().
+cudaError_t list_seen_tiles(const PairSchedule& schedule, Pass pass, int batch, TileSpan* scratch,
+                            cudaStream_t stream, Traversal& p);
+
 /// What blocks of `groups` warpgroups visit: of query rows for kForward, which dQ of wide heads
 /// takes too, of key rows for kBackward. in_order: blocks wait for those that began before them.
 Traversal traverse(const PairSchedule& schedule, int batch, int heads, int group,

@@ -41,14 +41,15 @@ struct Traversal {
   int other_counts[2];
   int own_tiles[2];  // the schedule's tiles of own rows: of the first run, of both
   int other_tiles[2];
-  int own_blocks[2];        // blocks of own rows per run
-  int short_blocks[2];      // of those, from the first on, how many are a warpgroup short
-  int own_heads = 1;        // heads of the own rows
-  int tiles = 0;            // blocks of own rows x heads x batch
-  int heads_per_turn = 1;   // whose others stay in L2 together
-  bool late_first = false;  // rows that see more come first
-  bool drawn = false;       // blocks of rows are drawn by ticket: some take longer than others
-  bool in_order = false;    // sums of others are added to in the order in which blocks begin
+  const TileSpan* seen = nullptr;  // per tile of own rows, by segment ids; null: not known
+  int own_blocks[2];               // blocks of own rows per run
+  int short_blocks[2];             // of those, from the first on, how many are a warpgroup short
+  int own_heads = 1;               // heads of the own rows
+  int tiles = 0;                   // blocks of own rows x heads x batch
+  int heads_per_turn = 1;          // whose others stay in L2 together
+  bool late_first = false;         // rows that see more come first
+  bool drawn = false;     // blocks of rows are drawn by ticket: some take longer than others
+  bool in_order = false;  // sums of others are added to in the order in which blocks begin
 };
 
 template <class T>

@@ -266,10 +266,10 @@ RINGATTN_DEVICE unsigned kinds(const P& p, const OwnBlock& own, int head, int ot
   return result == 0 ? 0 : result | flags;
 }
 
-/// Tiles of a run of others that a block may visit.
+/// Tiles of a run of others that the mask lets a block visit.
 template <bool kKeys, int kColumns, class P>
-RINGATTN_DEVICE void other_tiles(const P& p, const OwnBlock& own, int other_run, int& begin,
-                                 int& end) {
+RINGATTN_DEVICE void masked_tiles(const P& p, const OwnBlock& own, int other_run, int& begin,
+                                  int& end) {
   const int count = p.other_counts[other_run];
   if (p.banded) {
     const Band32 band = p.bands[own.run][other_run];
@@ -290,6 +290,23 @@ RINGATTN_DEVICE void other_tiles(const P& p, const OwnBlock& own, int other_run,
       visit(kKeys ? p.schedule.mask : p.schedule.mask.transposed(), span, others);
   begin = static_cast<int>(max(seen.visited[other_run].begin - before, std::int64_t{0}));
   end = static_cast<int>(max(seen.visited[other_run].end - before, std::int64_t{0}));
+}
+
+/// Those of them that may share a segment with it.
+template <bool kKeys, int kColumns, class P>
+RINGATTN_DEVICE void other_tiles(const P& p, const OwnBlock& own, int other_run, int& begin,
+                                 int& end) {
+  masked_tiles<kKeys, kColumns>(p, own, other_run, begin, end);
+  if (p.seen == nullptr) return;
+  const TileSpan* seen =
+      p.seen + own.batch * p.own_tiles[1] + own.run * p.own_tiles[0] + own.index / kGroupRows;
+  TileSpan any = seen[0];
+  for (int g = 1; g * kGroupRows < own.rows; ++g) {
+    any = {min(any.begin, seen[g].begin), max(any.end, seen[g].end)};
+  }
+  const int before = other_run * p.other_tiles[0];
+  begin = max(begin, any.begin - before);
+  end = min(end, any.end - before);
 }
 
 /// The state of earlier steps of a forward ring, on its way before it is wanted.
