@@ -4,8 +4,9 @@
 
     python3 bench/gpu/bench.py build/dev/bench/libringattn_gpu_bench.so [results.json] [--forward-only]
 
-Random normal inputs; medians over CUDA events, the two taken in turns; sampled rows are compared with
-float64 first, beside cuDNN's own error, and a second run must give the same bits. FLOPs: 4 B H S^2 D
+Random normal inputs; medians over CUDA events, the two taken in turns, of calls by themselves (what the host
+needs to launch them counts) and of calls in a queue ("queued"); sampled rows are compared with float64 first,
+beside cuDNN's own error, and a second run must give the same bits. FLOPs: 4 B H S^2 D
 forward, 2.5 times that backward, half of it for causal. Windows and caps, which cuDNN's interface in PyTorch
 does not take, are timed alone; so is a hop in the middle of a ring, beside the same work without state.
 """
@@ -52,10 +53,15 @@ class Library:
         self.check(handle)
         return handle
 
+    def prepare(self, name, handle, *tensors):
+        """A call of the C function: what Python does to its arguments is done once."""
+        f = getattr(self.c, "ringattn_bench_" + name)
+        args = [handle, *[t.data_ptr() for t in tensors], torch.cuda.current_stream().cuda_stream]
+        args = [ctypes.c_void_p(a) for a in args]
+        return lambda: self.check(f(*args) == 0)
+
     def call(self, name, handle, *tensors):
-        stream = torch.cuda.current_stream().cuda_stream
-        pointers = [t.data_ptr() for t in tensors]
-        self.check(getattr(self.c, "ringattn_bench_" + name)(handle, *pointers, stream) == 0)
+        self.prepare(name, handle, *tensors)()
 
 
 def milliseconds(f):
@@ -72,6 +78,31 @@ def milliseconds(f):
     return sorted(times)[len(times) // 2]
 
 
+def queued(f):
+    """The median of 20 launches that the host is ahead of, as in training; before each of them other work has filled L2."""
+    other = torch.empty(1 << 28, dtype=torch.uint8, device="cuda")
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(20)]
+    for begin, end in events:
+        other.zero_()
+        begin.record()
+        f()
+        end.record()
+    torch.cuda.synchronize()
+    return sorted(begin.elapsed_time(end) for begin, end in events)[len(events) // 2]
+
+
+def in_turns(row, name, f, peer):
+    """Puts the medians of three turns of both into the row."""
+    turns = [(milliseconds(f), milliseconds(peer), queued(f), queued(peer)) for _ in range(3)]
+    ours, theirs = f"{name}_ms", f"cudnn_{name}_ms"
+    for key, times in zip((ours, theirs, "queued_" + ours, "queued_" + theirs), zip(*turns)):
+        row[key] = sorted(times)[1]
+
+
+def ratio(row, name):
+    return row[f"cudnn_{name}_ms"] / row[f"{name}_ms"], row[f"queued_cudnn_{name}_ms"] / row[f"queued_{name}_ms"]
+
+
 def exact_rows(q, k, v, causal, rows, head, kv_head):
     s = q[0, rows, head].double() @ k[0, :, kv_head].double().T / math.sqrt(q.shape[-1])
     if causal:
@@ -86,8 +117,8 @@ def cell(lib, b, s, h, g, d, causal, dtype=torch.bfloat16, backward=True):
     lse = torch.full((b, h, s), math.nan, device="cuda")
     dq, dk, dv = [torch.full_like(t, math.nan) for t in (q, k, v)]
     handle = lib.make(b, s, s, h, g, d, dtype, int(causal), -1)
-    forward = lambda: lib.call("forward", handle, q, k, v, out, lse)
-    back = lambda: lib.call("backward", handle, q, k, v, out, lse, dout, dq, dk, dv)
+    forward = lib.prepare("forward", handle, q, k, v, out, lse)
+    back = lib.prepare("backward", handle, q, k, v, out, lse, dout, dq, dk, dv)
     peer = [t.detach().transpose(1, 2).requires_grad_() for t in (q, k, v)]
     peer_forward = lambda: F.scaled_dot_product_attention(*peer, is_causal=causal, enable_gqa=h != g)
     row = dict(batch=b, seq=s, heads=h, kv_heads=g, dim=d, causal=causal, dtype=str(dtype))
@@ -110,20 +141,18 @@ def cell(lib, b, s, h, g, d, causal, dtype=torch.bfloat16, backward=True):
         for _ in range(2):
             forward()
             peer_forward()
-        turns = [(milliseconds(forward), milliseconds(peer_forward)) for _ in range(3)]
-        row["forward_ms"], row["cudnn_forward_ms"] = [sorted(t)[1] for t in zip(*turns)]
+        in_turns(row, "forward", forward, peer_forward)
         if backward:
             peer_back = lambda: torch.autograd.grad(peer_out, peer, dout.transpose(1, 2), retain_graph=True)
-            turns = [(milliseconds(back), milliseconds(peer_back)) for _ in range(3)]
-            row["backward_ms"], row["cudnn_backward_ms"] = [sorted(t)[1] for t in zip(*turns)]
+            in_turns(row, "backward", back, peer_back)
     lib.c.ringattn_bench_destroy(handle)
     work = 4 * b * h * s * s * d * (0.5 if causal else 1) / 1e9
     text = f"D{d} H{h}/{g} {b}x{s} {'causal' if causal else 'full':6s} {str(dtype)[6:]:8s}"
     text += f" forward {work / row['forward_ms']:4.0f} TFLOP/s, cuDNN {work / row['cudnn_forward_ms']:4.0f}"
-    text += f" ({row['cudnn_forward_ms'] / row['forward_ms']:.2f}x)"
+    text += " (%.2fx, queued %.2fx)" % ratio(row, "forward")
     if backward:
         text += f"; backward {2.5 * work / row['backward_ms']:4.0f}, cuDNN {2.5 * work / row['cudnn_backward_ms']:4.0f}"
-        text += f" ({row['cudnn_backward_ms'] / row['backward_ms']:.2f}x)"
+        text += " (%.2fx, queued %.2fx)" % ratio(row, "backward")
     text += f"; error {row['error']:.1e}, cuDNN {row['cudnn_error']:.1e}"
     print(text if row["same_bits"] else text + "; OTHER BITS IN A SECOND RUN", flush=True)
     return row
@@ -141,9 +170,13 @@ def alone(lib, b, s, h, d, causal, documents=0, backward=True, **options):
         ids = torch.searchsorted(ends, torch.arange(s), right=True).int().cuda().expand(b, s).contiguous()
         lengths = torch.diff(ends, prepend=torch.tensor([0])).double()
         row["visible"] = ((lengths * (lengths + 1) / 2).sum() / (s * (s + 1) / 2)).item() if causal else ((lengths**2).sum() / s**2).item()
+        first, last = ids[0, ::128], ids[0, 127::128]
+        tiles = (first[:, None] <= last[None]) & (last[:, None] >= first[None])
+        every = torch.ones_like(tiles)
+        row["visible_tiles"] = ((tiles.tril() if causal else tiles).sum() / (every.tril() if causal else every).sum()).item()
         lib.c.ringattn_bench_segments(handle, ids.data_ptr())
-    forward = lambda: lib.call("forward", handle, q, k, v, out, lse)
-    back = lambda: lib.call("backward", handle, q, k, v, out, lse, dout, dq, dk, dv)
+    forward = lib.prepare("forward", handle, q, k, v, out, lse)
+    back = lib.prepare("backward", handle, q, k, v, out, lse, dout, dq, dk, dv)
     forward()
     row["forward_ms"] = sorted(milliseconds(forward) for _ in range(3))[1]
     text = f"D{d} H{h} {b}x{s} {'causal' if causal else 'full'} {options} documents {documents}: forward {row['forward_ms']:.3f} ms"
@@ -152,7 +185,7 @@ def alone(lib, b, s, h, d, causal, documents=0, backward=True, **options):
         row["backward_ms"] = sorted(milliseconds(back) for _ in range(3))[1]
         text += f", backward {row['backward_ms']:.3f} ms"
     if documents:
-        text += f"; {row['visible']:.3f} of the pairs visible"
+        text += f"; {row['visible']:.3f} of the pairs and {row['visible_tiles']:.3f} of the tiles of 128 x 128 visible"
     lib.c.ringattn_bench_destroy(handle)
     print(text, flush=True)
     return row
@@ -203,10 +236,10 @@ def main():
         for causal in (True, False):
             result["rows"].append(cell(lib, 1, s, 32, 8, 128, causal, backward=backward))
     for direction in ("forward", "backward")[:1 + backward]:
-        ratios = [row[f"cudnn_{direction}_ms"] / row[f"{direction}_ms"] for row in result["rows"]]
-        mean = math.exp(sum(math.log(r) for r in ratios) / len(ratios))
-        result[f"{direction}_geometric_mean"] = mean
-        print(f"{direction}: geometric mean {mean:.3f}x cuDNN, least {min(ratios):.3f}x", flush=True)
+        for queue, ratios in zip(("", "queued_"), zip(*[ratio(row, direction) for row in result["rows"]])):
+            mean = math.exp(sum(math.log(r) for r in ratios) / len(ratios))
+            result[f"{queue}{direction}_geometric_mean"] = mean
+            print(f"{queue}{direction}: geometric mean {mean:.3f}x cuDNN, least {min(ratios):.3f}x", flush=True)
     result["rows"].append(cell(lib, 4, 4096, 16, 16, 128, True, torch.float16, backward))
     result["rows"].append(cell(lib, 4, 4096, 32, 32, 64, False, torch.float16, backward))
     result["alone"] = []
