@@ -216,7 +216,6 @@ RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
   if (kShape.turns && group == kShape.groups - 1) ptx::named_arrive(1, 256);
   StepEntry now = open();
   while ((now.info & kEnd) == 0) {
-    mine_of(now).load_statistics(softmax);
     bool seen = (info & kHasOthers) != 0;
     if (seen) {
       seen = skip();
@@ -226,7 +225,7 @@ RINGATTN_DEVICE void compute(const ForwardParameters<T>& p, std::uint32_t base,
       }
     }
     // Read before it is wanted: on its way during the first scores and their softmax.
-    mine_of(now).load_acc(acc);
+    mine_of(now).load_state(softmax, acc);
     if (seen) {
       ptx::wait(barrier(Layout::kQueryFull), query_parity);
       wait_key();

@@ -60,32 +60,25 @@ struct Mine {
            row;
   }
 
-  /// References and sums of earlier steps; without any, those of rows that saw nothing.
+  /// The state of earlier steps; without any, that of rows that saw nothing. No result of a load is
+  /// used here: all of them are on their way together.
   template <class S>
-  RINGATTN_DEVICE void load_statistics(S& softmax) const {
-    softmax.top0 = softmax.top1 = S::kUnset;
+  RINGATTN_DEVICE void load_state(S& softmax, float (&acc)[kDim / 2]) const {
+    softmax.top0 = softmax.top1 = -kInfinity<float>;
     softmax.sum0 = softmax.sum1 = 0.0F;
     softmax.lost0 = softmax.lost1 = 0.0F;
     softmax.factor0 = softmax.factor1 = 1.0F;
-    if (p.first) return;
-    const std::int64_t at = state_row();
-    if (valid > 0) {
-      softmax.top0 = fmaxf(p.max[at], S::kUnset);
-      softmax.sum0 = column == 0 ? p.sum[at] : 0.0F;
-    }
-    if (valid > 8) {
-      softmax.top1 = fmaxf(p.max[at + 8], S::kUnset);
-      softmax.sum1 = column == 0 ? p.sum[at + 8] : 0.0F;
-    }
-  }
-
-  RINGATTN_DEVICE void load_acc(float (&acc)[kDim / 2]) const {
     if (p.first) {
 #pragma unroll
       for (int i = 0; i < kDim / 2; ++i) acc[i] = 0.0F;
       return;
     }
-    const float* from = p.acc + state_row() * p.value_dim + column;
+    const std::int64_t at = state_row();
+    if (valid > 0) softmax.top0 = p.max[at];
+    if (valid > 8) softmax.top1 = p.max[at + 8];
+    if (valid > 0 && column == 0) softmax.sum0 = p.sum[at];
+    if (valid > 8 && column == 0) softmax.sum1 = p.sum[at + 8];
+    const float* from = p.acc + at * p.value_dim + column;
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
       const bool inside = 8 * n < p.value_dim;

@@ -27,8 +27,10 @@ struct Softmax {
   float lost0, lost1;      // by rounding the weights, in the tiles that set the reference
   float factor0, factor1;  // for what was gathered before the last raise
 
-  /// The first tile of these rows, `sum0` and `sum1` from earlier steps.
+  /// The first tile of these rows; references (-inf: none yet) and sums from earlier steps.
   RINGATTN_DEVICE void first(const float (&s)[kScores], std::uint32_t (&p)[kWeights], float scale) {
+    top0 = fmaxf(top0, kUnset);
+    top1 = fmaxf(top1, kUnset);
     lost0 = lost1 = 0.0F;
     raise(s, scale);
     add(s, p, scale);

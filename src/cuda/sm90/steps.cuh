@@ -317,6 +317,11 @@ RINGATTN_DEVICE void prefetch_state(const ForwardParameters<T>& p, const OwnBloc
                                (p.own_counts[0] + p.own_counts[1]) +
                            own.row;
   ptx::prefetch_l2(p.acc + row * p.value_dim, own.rows * p.value_dim * 4);
+  // In pieces of 16 bytes, as p.max and p.sum lie.
+  const std::int64_t first = row & ~std::int64_t{3};
+  const int bytes = (static_cast<int>(row - first) + own.rows + 3) / 4 * 16;
+  ptx::prefetch_l2(p.max + first, bytes);
+  ptx::prefetch_l2(p.sum + first, bytes);
 }
 
 template <class T>
