@@ -78,10 +78,12 @@ def milliseconds(f):
     return sorted(times)[len(times) // 2]
 
 
-def queued(f):
-    """The median of 20 launches that the host is ahead of, as in training; before each of them other work has filled L2."""
+def queued(f, about):
+    """The median of launches that the host is ahead of, as in training: for a tenth of a second if they take `about`
+    milliseconds, 5 to 20; before each of them other work has filled L2."""
     other = torch.empty(1 << 28, dtype=torch.uint8, device="cuda")
-    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(20)]
+    count = max(5, min(20, int(100 / about)))
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
     for begin, end in events:
         other.zero_()
         begin.record()
@@ -93,10 +95,11 @@ def queued(f):
 
 def in_turns(row, name, f, peer):
     """Puts the medians of three turns of both into the row."""
-    turns = [(milliseconds(f), milliseconds(peer), queued(f), queued(peer)) for _ in range(3)]
-    ours, theirs = f"{name}_ms", f"cudnn_{name}_ms"
-    for key, times in zip((ours, theirs, "queued_" + ours, "queued_" + theirs), zip(*turns)):
-        row[key] = sorted(times)[1]
+    keys = f"{name}_ms", f"cudnn_{name}_ms"
+    turns = [[milliseconds(g) for g in (f, peer)] for _ in range(3)]
+    row |= {key: sorted(times)[1] for key, times in zip(keys, zip(*turns))}
+    turns = [[queued(g, row[key]) for g, key in zip((f, peer), keys)] for _ in range(3)]
+    row |= {f"queued_{key}": sorted(times)[1] for key, times in zip(keys, zip(*turns))}
 
 
 def ratio(row, name):
