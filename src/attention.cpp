@@ -79,7 +79,7 @@ struct RingAttention::Impl {
 
   template <class Args>
   PairSchedule prepare(Pass pass, const Args& args, const Workspace& w, Stream stream);
-  const Route& agree_on_route(const Workspace& w, Stream stream);
+  const Route& agree_on_route(const PairSchedule& schedule, const Workspace& w, Stream stream);
   template <class Args>
   KeyBlock block_of(const Args& args, const Step& step, std::span<const std::byte> message,
                     const Workspace& w) const;
@@ -147,14 +147,15 @@ PairSchedule RingAttention::Impl::prepare(Pass pass, const Args& args, const Wor
 
 /// With segment ids or positions that the host may read, the ranks tell each other their ranges
 /// first.
-const Route& RingAttention::Impl::agree_on_route(const Workspace& w, Stream stream) {
+const Route& RingAttention::Impl::agree_on_route(const PairSchedule& schedule, const Workspace& w,
+                                                 Stream stream) {
   const bool data = plan.options().segment_ids || plan.options().explicit_positions;
   if (plan.world() == 1 || !data || !memory.on_host()) return route;
   const Problem& p = plan.problem();
   const KeyBlock own = unpack(plan, plan.rank(), w.own_block);
   const std::size_t bytes = record_bytes(plan);
   summarise(p.batch, plan.query_rows(plan.rank()).size(), plan.key_rows(plan.rank()).size(),
-            w.query_ids, own.ids, w.query_positions, own.positions,
+            schedule.query_segments.ids, own.ids, w.query_positions, own.positions,
             w.table.data() + static_cast<std::size_t>(plan.rank()) * bytes);
   gather(ring, memory, w.table, bytes, stream);
   LiveMatrix now = live;
@@ -168,7 +169,8 @@ template <class Args>
 KeyBlock RingAttention::Impl::block_of(const Args& args, const Step& step,
                                        std::span<const std::byte> message,
                                        const Workspace& w) const {
-  return step.offset == 0 ? own_block(plan, args.key, args.value, w)
+  return step.offset == 0 ? own_block(plan, args.key, args.value,
+                                      either(args.kv_segment_ids, args.q_segment_ids), w)
                           : unpack(plan, step.owner, message);
 }
 
@@ -191,7 +193,8 @@ template <class Args>
 void RingAttention::Impl::share_block(Pass pass, const Args& args, PairSchedule& schedule,
                                       const Workspace& w, Stream stream) {
   if (w.shared_block.empty()) return;
-  const KeyBlock own = own_block(plan, args.key, args.value, w);
+  const KeyBlock own =
+      own_block(plan, args.key, args.value, either(args.kv_segment_ids, args.q_segment_ids), w);
   bind_keys(plan, plan.rank(), own, w, stream, schedule);
   plan.backend().share_block(context(args, schedule, own, {}, w, stream), pass, w.shared_block);
 }
@@ -214,7 +217,7 @@ PassCounts RingAttention::Impl::forward(const ForwardArgs& args, std::span<std::
   Carver carver(workspace_for(Pass::kForward, given));
   const Workspace w = carve_workspace(plan, Pass::kForward, carver);
   PairSchedule schedule = prepare(Pass::kForward, args, w, stream);
-  const Route& turn = agree_on_route(w, stream);
+  const Route& turn = agree_on_route(schedule, w, stream);
   TravellingBlocks blocks(ring, plan, w, stream);
   PassCounts counts;
   try {
@@ -242,7 +245,7 @@ PassCounts RingAttention::Impl::backward(const BackwardArgs& args, std::span<std
   Carver carver(workspace_for(Pass::kBackward, given));
   const Workspace w = carve_workspace(plan, Pass::kBackward, carver);
   PairSchedule schedule = prepare(Pass::kBackward, args, w, stream);
-  const Route& turn = agree_on_route(w, stream);
+  const Route& turn = agree_on_route(schedule, w, stream);
   TravellingBlocks blocks(ring, plan, w, stream);
   TravellingSums sums(ring, plan, plan.backend(), turn, w, *executor, stream);
   PassCounts counts;

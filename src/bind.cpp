@@ -24,10 +24,14 @@ void bind_queries(const Plan& plan, const ConstTensorView& ids, const ConstTenso
     schedule.queries.spans = workspace.query_spans;
   }
   if (plan.options().segment_ids) {
-    memory.copy_ids(ids, workspace.query_ids, stream);
-    memory.segment_bounds(workspace.query_ids, plan.problem().batch, schedule.queries,
-                          workspace.query_bounds, stream);
-    schedule.query_segments = {workspace.query_ids, workspace.query_bounds};
+    const auto* rows = static_cast<const std::int32_t*>(ids.data);
+    if (!contiguous(ids)) {
+      memory.copy_ids(ids, workspace.query_ids, stream);
+      rows = workspace.query_ids;
+    }
+    memory.segment_bounds(rows, plan.problem().batch, schedule.queries, workspace.query_bounds,
+                          stream);
+    schedule.query_segments = {rows, workspace.query_bounds};
   }
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Completes the schedule of a pair of shards with what one call's data says: segment ids and
-// explicit positions, copied to the workspace, and the tables that tiles are classified by.
+// explicit positions, copied to the workspace where kernels cannot read them as they lie, and the
+// tables that tiles are classified by.
 #pragma once
 
 #include "block.h"

@@ -13,6 +13,11 @@ std::byte* part(const Plan& plan, const Workspace& workspace, std::size_t offset
   return workspace.own_block.data() + (offset - skipped);
 }
 
+/// Are they read where the caller has them?
+bool stay(const Plan& plan, const ConstTensorView& ids) {
+  return plan.world() == 1 && contiguous(ids);
+}
+
 ConstTensorView rows(const void* data, DType dtype, std::int64_t batch, std::int64_t seq,
                      std::int64_t heads, std::int64_t dim) {
   return ConstTensorView(data, dtype, {batch, seq, heads, dim});
@@ -29,7 +34,7 @@ void pack_own_block(const Plan& plan, const ConstTensorView& key, const ConstTen
     memory.pack(key, part(plan, workspace, layout.key), executor, stream);
     memory.pack(value, part(plan, workspace, layout.value), executor, stream);
   }
-  if (plan.options().segment_ids) {
+  if (plan.options().segment_ids && !stay(plan, ids)) {
     memory.copy_ids(ids, reinterpret_cast<std::int32_t*>(part(plan, workspace, layout.ids)),
                     stream);
   }
@@ -58,11 +63,13 @@ KeyBlock unpack(const Plan& plan, int owner, std::span<const std::byte> message)
 }
 
 KeyBlock own_block(const Plan& plan, const ConstTensorView& key, const ConstTensorView& value,
-                   const Workspace& workspace) {
+                   const ConstTensorView& ids, const Workspace& workspace) {
   const BlockLayout layout = plan.block_layout(plan.rank());
   KeyBlock block{key, value, nullptr, nullptr};
   if (plan.options().segment_ids) {
-    block.ids = reinterpret_cast<const std::int32_t*>(part(plan, workspace, layout.ids));
+    block.ids = stay(plan, ids)
+                    ? static_cast<const std::int32_t*>(ids.data)
+                    : reinterpret_cast<const std::int32_t*>(part(plan, workspace, layout.ids));
   }
   if (plan.options().explicit_positions) {
     block.positions =

@@ -21,7 +21,8 @@ struct KeyBlock {
   const std::int64_t* positions = nullptr;  // [rows]
 };
 
-/// Fills workspace.own_block: keys and values too if they will travel.
+/// Fills workspace.own_block: keys and values only if they will travel, ids also if they are not
+/// contiguous.
 void pack_own_block(const Plan& plan, const ConstTensorView& key, const ConstTensorView& value,
                     const ConstTensorView& ids, const ConstTensorView& positions,
                     const Workspace& workspace, Executor& executor, Stream stream);
@@ -31,6 +32,12 @@ KeyBlock unpack(const Plan& plan, int owner, std::span<const std::byte> message)
 
 /// This rank's own block where it lies.
 KeyBlock own_block(const Plan& plan, const ConstTensorView& key, const ConstTensorView& value,
-                   const Workspace& workspace);
+                   const ConstTensorView& ids, const Workspace& workspace);
+
+/// Segment ids [B, rows] that need no copy to be contiguous.
+inline bool contiguous(const ConstTensorView& ids) {
+  return (ids.dim(1) <= 1 || ids.stride(1) == 1) &&
+         (ids.dim(0) <= 1 || ids.stride(0) == ids.dim(1));
+}
 
 }  // namespace ringattn

@@ -38,7 +38,7 @@ class Carver {
 
 /// The pieces of one pass on one rank. Empty where the pass, the ring or the options need none.
 struct Workspace {
-  std::int32_t* query_ids = nullptr;        // [B, Sq_local]
+  std::int32_t* query_ids = nullptr;        // [B, Sq_local], of ids that are not contiguous
   std::int64_t* query_positions = nullptr;  // [Sq_local]
   SegmentBounds* query_bounds = nullptr;    // [B, query tiles]
   SegmentBounds* key_bounds = nullptr;      // [B, key tiles of the largest shard]

@@ -227,6 +227,34 @@ TEST(Api, SegmentIdsOfOneSideServeBothOnlyForEqualLengths) {
   EXPECT_NE(text.find("q_segment_ids: expected ids for both sides"), std::string::npos) << text;
 }
 
+TEST(Api, SegmentIdsMayLieApart) {
+  constexpr std::int64_t kSeq = 40;
+  Tensors t(kSeq);
+  HostTensor together(DType::kInt32, {1, kSeq});
+  HostTensor apart(DType::kInt32, {1, kSeq, 3});
+  for (std::int64_t i = 0; i < kSeq; ++i) {
+    const auto id = static_cast<std::int32_t>(i / 7 % 4) - 1;
+    together.as<std::int32_t>()[i] = id;
+    for (int n = 0; n < 3; ++n) apart.as<std::int32_t>()[3 * i + n] = n == 1 ? id : 9;
+  }
+  ConstTensorView view(apart.as<std::int32_t>() + 1, DType::kInt32, {1, kSeq});
+  view.strides[1] = 3;
+  const auto results = [&](const ConstTensorView& ids) {
+    ForwardArgs forward = t.forward();
+    forward.q_segment_ids = ids;
+    attention(forward);
+    BackwardArgs backward = t.backward();
+    backward.q_segment_ids = ids;
+    attention_backward(backward);
+    std::vector<float> all;
+    for (HostTensor* x : {&t.out, &t.dq, &t.dk, &t.dv}) {
+      all.insert(all.end(), x->as<float>(), x->as<float>() + x->elements());
+    }
+    return all;
+  };
+  EXPECT_EQ(results(view), results(together.view()));
+}
+
 TEST(Api, ListsBackendsAndWhyOneIsAbsent) {
   const auto list = backends();
   const auto find = [&](const char* name) {
