@@ -87,17 +87,34 @@ std::int64_t state_rows(const Plan& plan) {
   return p.batch * p.query_heads * plan.query_rows(plan.rank()).size();
 }
 
+/// The rows of this rank's queries, as the kernels have them.
+Positions query_rows(const Plan& plan) {
+  Positions rows = plan.query_rows(plan.rank());
+  // Explicit ones are a list, whatever the layout's runs are.
+  if (plan.options().explicit_positions) rows = {{{0, rows.size()}, {}}};
+  return rows;
+}
+
+/// How the accumulators of this rank lie between steps.
+QueryTiles acc_tiles(const Plan& plan) {
+  if (!sm90::takes(plan.problem())) return {};
+  return sm90::acc_tiles(plan.problem(), query_rows(plan));
+}
+
 struct ForwardPieces {
-  float* acc;  // [B, H, Sq, Dv], between steps
+  float* acc;  // as acc_tiles() says, between steps
   float* max;  // [B, H, Sq]
   float* sum;
   unsigned* ticket;
   TileSpan* seen_tiles;
 };
 ForwardPieces carve_forward(const Plan& plan, Carver& carver) {
+  const Problem& p = plan.problem();
   const std::int64_t n = plan.world() == 1 ? 0 : state_rows(plan);
+  const QueryTiles tiles = acc_tiles(plan);
   ForwardPieces w{};
-  w.acc = carver.take_array<float>(n * plan.problem().value_dim);
+  w.acc = carver.take_array<float>(
+      n == 0 || tiles.rows == 0 ? n * p.value_dim : p.batch * p.query_heads * tiles.floats());
   w.max = carver.take_array<float>(n);
   w.sum = carver.take_array<float>(n);
   w.ticket = carver.take_array<unsigned>(1);
@@ -108,10 +125,7 @@ ForwardPieces carve_forward(const Plan& plan, Carver& carver) {
 /// How the sums of dQ lie between the steps of this rank.
 QueryTiles query_sums(const Plan& plan) {
   if (!sm90::takes(plan.problem())) return {};
-  Positions rows = plan.query_rows(plan.rank());
-  // Explicit ones are a list, whatever the layout's runs are.
-  if (plan.options().explicit_positions) rows = {{{0, rows.size()}, {}}};
-  return sm90::query_tiles(plan.problem(), rows);
+  return sm90::query_tiles(plan.problem(), query_rows(plan));
 }
 
 struct BackwardPieces {
@@ -253,6 +267,7 @@ PassCounts CudaBackend::forward(const ForwardStep& step) const {
       p.lse_head = step.lse.stride(1);
       p.lse_seq = step.lse.stride(2);
     }
+    p.acc_tiles = cuda::acc_tiles(step.plan);
     p.acc = w.acc;
     p.max = w.max;
     p.sum = w.sum;

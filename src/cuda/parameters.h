@@ -49,8 +49,9 @@ struct ForwardParameters : Common<T> {
   Rows<float> out32;
   float* lse = nullptr;  // or null
   std::int64_t lse_batch = 0, lse_head = 0, lse_seq = 0;
-  // Between steps: acc [B, H, Sq, Dv], max and sum [B, H, Sq], max in log2 units. The same for all
-  // kernels: which of them takes a step may depend on the step's tensors.
+  // Between steps: acc as `acc_tiles` says, max and sum [B, H, Sq], max in log2 units. The same for
+  // all kernels: which of them takes a step may depend on the step's tensors.
+  QueryTiles acc_tiles;
   float* acc = nullptr;
   float* max = nullptr;
   float* sum = nullptr;

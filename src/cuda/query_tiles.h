@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// How the sums of dQ between steps lie where the kernels for Hopper gather them: in tiles of
-// queries, each as the registers of a warpgroup hold it, so that 16 bytes of a thread lie together
-// and those of a warp fill whole lines.
+// How sums over keys, a forward's and those of dQ, lie between steps where the kernels for Hopper
+// gather them: in tiles of queries, each as the registers of a warpgroup hold it, so that 16 bytes
+// of a thread lie together and those of a warp fill whole lines.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 namespace ringattn::cuda {
 
 struct QueryTiles {
-  int rows = 0;                     // of a tile; 0: no tiles, the sums lie as [B, H, Sq, D]
+  int rows = 0;                     // of a tile; 0: no tiles, the sums lie as [B, H, Sq, dim]
   int dim = 0;                      // of a row, padded
   std::int64_t counts[2] = {0, 0};  // rows of the two runs
 

@@ -103,7 +103,8 @@ __device__ void begin_rows(const ForwardParameters<T>& p, const Block& own,
       const std::int64_t at = state_row(p, own, row);
       state.max[m][r] = p.max[at];
       if (threadIdx.x % 4 == 0) state.sum[m][r] = p.sum[at];
-      read_row(acc[m], r, p.acc + at * p.value_dim, p.value_dim);
+      for_sums(p, p.acc_tiles, p.acc, p.value_dim, own, row, acc[m], r,
+               [](float& sum, float& x) { x = sum; });
     }
   }
 }
@@ -130,7 +131,8 @@ __device__ void finish_rows(const ForwardParameters<T>& p, const Block& own,
           p.max[at] = state.max[m][r];
           p.sum[at] = sum;
         }
-        write_row(acc[m], r, p.acc + at * p.value_dim, p.value_dim);
+        for_sums(p, p.acc_tiles, p.acc, p.value_dim, own, row, acc[m], r,
+                 [](float& sum, float& x) { sum = x; });
         continue;
       }
       const float sink = p.sinks == nullptr ? -kInfinity<float> : static_cast<float>(p.sinks[h]);

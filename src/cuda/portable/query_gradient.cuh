@@ -22,24 +22,6 @@ struct QueryGradientLayout {
   static constexpr int kBytes = kScratch + Shape::kThreads / 32 * kWarpScratch;
 };
 
-/// Calls f(sum, x) for what this lane holds of row r of a block, which is row `row` of the block of
-/// threads: x and where its sum lies between steps.
-template <class T, int kTiles, class Block, class F>
-__device__ void for_sums(const BackwardParameters<T>& p, const Block& own, int row,
-                         float (&c)[kTiles][4], int r, const F& f) {
-  const std::int64_t head = static_cast<std::int64_t>(own.batch) * p.heads + own.head;
-  const int column = 2 * (threadIdx.x % 4);  // and the next, which lies beside it
-  const bool tiles = p.query_sums.rows > 0;
-  float* at = p.dquery_sum + (tiles ? p.query_sums.index(head, own.row + row, column)
-                                    : state_row(p, own, row) * p.head_dim + column);
-  const int step = tiles ? QueryTiles::kPart / 8 : 8;  // to the columns 8 further
-#pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
-    if (8 * n + column < p.head_dim) f(at[n * step], c[n][2 * r]);
-    if (8 * n + column + 1 < p.head_dim) f(at[n * step + 1], c[n][2 * r + 1]);
-  }
-}
-
 /// dp = dout value^T to dS, given the scores s.
 template <class T, int kBlocks, int kColumns>
 __device__ void differentiate(Fragment<kBlocks, kColumns>& dp, const Fragment<kBlocks, kColumns>& s,
@@ -126,7 +108,8 @@ __global__ void __launch_bounds__(QueryGradientShape<T, kDim>::kThreads,
       lse[m][r] = own ? p.lse[state_row(p, mine, row)] : kInfinity<float>;
       delta[m][r] = own ? p.delta[state_row(p, mine, row)] : 0.0F;
       if (p.first || !own) continue;
-      for_sums(p, mine, row, acc[m], r, [](float& sum, float& x) { x = sum; });
+      for_sums(p, p.query_sums, p.dquery_sum, p.head_dim, mine, row, acc[m], r,
+               [](float& sum, float& x) { x = sum; });
     }
   }
   if (any) find(walk.pieces[0], 0);
@@ -179,7 +162,8 @@ __global__ void __launch_bounds__(QueryGradientShape<T, kDim>::kThreads,
       const int row = lane_row<kBlocks>(m, r);
       if (row >= mine.rows) continue;
       if (!p.last) {
-        for_sums(p, mine, row, acc[m], r, [](float& sum, float& x) { sum = x; });
+        for_sums(p, p.query_sums, p.dquery_sum, p.head_dim, mine, row, acc[m], r,
+                 [](float& sum, float& x) { sum = x; });
         continue;
       }
 #pragma unroll

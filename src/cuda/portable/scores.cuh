@@ -146,4 +146,22 @@ __device__ std::int64_t state_row(const Common<T>& p, const Block& own, int row)
          own.row + row;
 }
 
+/// Calls f(sum, x) for what this lane holds of row r of a block, which is row `row` of the block of
+/// threads: x and where its sum lies between steps, among `sums` as `tiles` says.
+template <class T, int kTiles, class Block, class F>
+__device__ void for_sums(const Common<T>& p, const QueryTiles& tiles, float* sums, int dim,
+                         const Block& own, int row, float (&c)[kTiles][4], int r, const F& f) {
+  const std::int64_t head = static_cast<std::int64_t>(own.batch) * p.heads + own.head;
+  const int column = 2 * (threadIdx.x % 4);  // and the next, which lies beside it
+  const bool tiled = tiles.rows > 0;
+  float* at = sums + (tiled ? tiles.index(head, own.row + row, column)
+                            : state_row(p, own, row) * dim + column);
+  const int step = tiled ? QueryTiles::kPart / 8 : 8;  // to the columns 8 further
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+    if (8 * n + column < dim) f(at[n * step], c[n][2 * r]);
+    if (8 * n + column + 1 < dim) f(at[n * step + 1], c[n][2 * r + 1]);
+  }
+}
+
 }  // namespace ringattn::cuda::portable

@@ -35,17 +35,6 @@ __device__ void write_row(const float (&c)[kTiles][4], int r, T* to, int dim) {
   }
 }
 
-/// The same columns read, of a row that begins at an even element if dim is even; 0 beyond `dim`.
-template <int kTiles>
-__device__ void read_row(float (&c)[kTiles][4], int r, const float* from, int dim) {
-#pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
-    const int column = 8 * n + 2 * (threadIdx.x % 4);
-    c[n][2 * r] = column < dim ? from[column] : 0.0F;
-    c[n][2 * r + 1] = column + 1 < dim ? from[column + 1] : 0.0F;
-  }
-}
-
 template <class Kernel, class Parameters>
 cudaError_t launch(Kernel kernel, const Parameters& p, std::int64_t blocks, int threads, int bytes,
                    cudaStream_t stream) {

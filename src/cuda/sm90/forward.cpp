@@ -24,6 +24,12 @@ TileShape forward_tiles(const Problem& p) {
               .columns};
 }
 
+QueryTiles acc_tiles(const Problem& p, const Positions& queries) {
+  return {kGroupRows,
+          kernel_dim(p.head_dim, p.value_dim),
+          {queries.runs[0].count, queries.runs[1].count}};
+}
+
 template <class T>
 bool takes(const cuda::ForwardParameters<T>& p) {
   // What is masked is -inf before it is scaled; a scale of 0 or below would make it something

@@ -16,6 +16,9 @@ bool takes(const Problem& problem);
 /// The tiles by which they ask the schedule.
 TileShape forward_tiles(const Problem& problem);
 
+/// How accumulators of these query rows lie between steps.
+QueryTiles acc_tiles(const Problem& problem, const Positions& queries);
+
 /// Do they take this step? If not, the portable kernels do, and the state between steps is the
 /// same for both.
 template <class T>

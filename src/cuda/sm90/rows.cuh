@@ -78,20 +78,15 @@ struct Mine {
     if (valid > 8) softmax.top1 = p.max[at + 8];
     if (valid > 0 && column == 0) softmax.sum0 = p.sum[at];
     if (valid > 8 && column == 0) softmax.sum1 = p.sum[at + 8];
-    const float* from = p.acc + at * p.value_dim + column;
+    if (!group_there()) return;
+    const auto* from = reinterpret_cast<const float4*>(acc_of_thread());
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
-      const bool inside = 8 * n < p.value_dim;
-      float2 a = make_float2(0.0F, 0.0F);
-      float2 b = a;
-      if (inside && valid > 0) a = __ldcs(reinterpret_cast<const float2*>(from + 8 * n));
-      if (inside && valid > 8) {
-        b = __ldcs(reinterpret_cast<const float2*>(from + 8 * p.value_dim + 8 * n));
-      }
-      acc[4 * n] = a.x;
-      acc[4 * n + 1] = a.y;
-      acc[4 * n + 2] = b.x;
-      acc[4 * n + 3] = b.y;
+      const float4 x = __ldcs(from + n * (QueryTiles::kPart / 32));
+      acc[4 * n] = x.x;
+      acc[4 * n + 1] = x.y;
+      acc[4 * n + 2] = x.z;
+      acc[4 * n + 3] = x.w;
     }
   }
 
@@ -134,6 +129,23 @@ struct Mine {
   }
 
  private:
+  /// Where this thread's row lies among those of its warpgroup.
+  RINGATTN_DEVICE static int row_in_group() {
+    return static_cast<int>(threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4);
+  }
+  /// Does the block have rows for this warpgroup?
+  RINGATTN_DEVICE bool group_there() const { return valid + row_in_group() > 0; }
+  /// The first four of this thread's accumulators; those of 8 columns further lie kPart / 8 behind.
+  RINGATTN_DEVICE float* acc_of_thread() const {
+    const int first = row - row_in_group();
+    const bool late = first >= p.own_counts[0];
+    const int tile =
+        late ? p.own_tiles[0] + (first - p.own_counts[0]) / kGroupRows : first / kGroupRows;
+    const std::int64_t tiles =
+        (static_cast<std::int64_t>(batch) * p.heads + head) * p.own_tiles[1] + tile;
+    return p.acc + tiles * (kGroupRows * kDim) + threadIdx.x % 128 * 4;
+  }
+
   RINGATTN_DEVICE static float quad_sum(float x) {
     x += __shfl_xor_sync(0xFFFFFFFFU, x, 1);
     return x + __shfl_xor_sync(0xFFFFFFFFU, x, 2);
@@ -152,17 +164,12 @@ struct Mine {
         p.sum[at + 8] = sum1;
       }
     }
-    float* to = p.acc + at * p.value_dim + column;
+    if (!group_there()) return;
+    auto* to = reinterpret_cast<float4*>(acc_of_thread());
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
-      if (8 * n >= p.value_dim) break;
-      if (valid > 0) {
-        __stcs(reinterpret_cast<float2*>(to + 8 * n), make_float2(acc[4 * n], acc[4 * n + 1]));
-      }
-      if (valid > 8) {
-        __stcs(reinterpret_cast<float2*>(to + 8 * p.value_dim + 8 * n),
-               make_float2(acc[4 * n + 2], acc[4 * n + 3]));
-      }
+      __stcs(to + n * (QueryTiles::kPart / 32),
+             make_float4(acc[4 * n], acc[4 * n + 1], acc[4 * n + 2], acc[4 * n + 3]));
     }
   }
 

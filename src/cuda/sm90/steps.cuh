@@ -313,10 +313,13 @@ RINGATTN_DEVICE void other_tiles(const P& p, const OwnBlock& own, int other_run,
 template <class T>
 RINGATTN_DEVICE void prefetch_state(const ForwardParameters<T>& p, const OwnBlock& own) {
   if (p.first) return;
-  const std::int64_t row = (static_cast<std::int64_t>(own.batch) * p.heads + own.head) *
-                               (p.own_counts[0] + p.own_counts[1]) +
-                           own.row;
-  ptx::prefetch_l2(p.acc + row * p.value_dim, own.rows * p.value_dim * 4);
+  const std::int64_t head = static_cast<std::int64_t>(own.batch) * p.heads + own.head;
+  const std::int64_t tile =
+      head * p.own_tiles[1] + own.run * p.own_tiles[0] + own.index / kGroupRows;
+  const int tile_floats = kGroupRows * p.acc_tiles.dim;
+  ptx::prefetch_l2(p.acc + tile * tile_floats,
+                   (own.rows + kGroupRows - 1) / kGroupRows * tile_floats * 4);
+  const std::int64_t row = head * (p.own_counts[0] + p.own_counts[1]) + own.row;
   // In pieces of 16 bytes, as p.max and p.sum lie.
   const std::int64_t first = row & ~std::int64_t{3};
   const int bytes = (static_cast<int>(row - first) + own.rows + 3) / 4 * 16;
