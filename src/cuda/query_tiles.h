@@ -12,7 +12,7 @@
 namespace ringattn::cuda {
 
 struct QueryTiles {
-  int rows = 0;                     // of a tile; 0: no tiles, the sums lie as [B, H, Sq, dim]
+  int rows = 0;                     // of a tile, 64 or 128; 0: none, sums lie as [B, H, Sq, dim]
   int dim = 0;                      // of a row, padded
   std::int64_t counts[2] = {0, 0};  // rows of the two runs
 
@@ -20,20 +20,20 @@ struct QueryTiles {
   static constexpr int kPart = 64 * 64;
 
   RINGATTN_HOST_DEVICE constexpr std::int64_t first_run_tiles() const {
-    return ceil_div(counts[0], rows);
+    return tiles(counts[0] + rows - 1);
   }
   /// Tiles of one head of one batch row.
   RINGATTN_HOST_DEVICE constexpr std::int64_t count() const {
-    return rows == 0 ? 0 : first_run_tiles() + ceil_div(counts[1], rows);
+    return rows == 0 ? 0 : first_run_tiles() + tiles(counts[1] + rows - 1);
   }
   RINGATTN_HOST_DEVICE constexpr std::int64_t floats() const { return count() * rows * dim; }
   RINGATTN_HOST_DEVICE constexpr std::int64_t parts() const { return floats() / kPart; }
   /// Where a row of a shard lies: its tile, and its place in that.
   RINGATTN_HOST_DEVICE constexpr std::int64_t tile(std::int64_t row) const {
-    return row < counts[0] ? row / rows : first_run_tiles() + (row - counts[0]) / rows;
+    return row < counts[0] ? tiles(row) : first_run_tiles() + tiles(row - counts[0]);
   }
   RINGATTN_HOST_DEVICE constexpr int row_in_tile(std::int64_t row) const {
-    return static_cast<int>((row < counts[0] ? row : row - counts[0]) % rows);
+    return static_cast<int>(row < counts[0] ? row : row - counts[0]) & (rows - 1);
   }
   /// Where a row's statistics lie within its tile: a thread, which holds columns 8 n + 2 t and
   /// 8 n + 2 t + 1, finds those of two n together, and its neighbour's beside them.
@@ -49,6 +49,12 @@ struct QueryTiles {
     const int thread = r % 64 / 16 * 32 + r % 8 * 4 + c % 8 / 2;
     return (head * count() + tile(row)) * rows * dim + part * kPart + c / 8 * 512 + thread * 4 +
            r % 16 / 8 * 2 + c % 2;
+  }
+
+ private:
+  /// Whole tiles in n rows. A shift: a division of 64 bits takes a GPU many registers.
+  RINGATTN_HOST_DEVICE constexpr std::int64_t tiles(std::int64_t n) const {
+    return n >> (rows == 64 ? 6 : 7);
   }
 };
 

@@ -153,14 +153,19 @@ __device__ void for_sums(const Common<T>& p, const QueryTiles& tiles, float* sum
                          const Block& own, int row, float (&c)[kTiles][4], int r, const F& f) {
   const std::int64_t head = static_cast<std::int64_t>(own.batch) * p.heads + own.head;
   const int column = 2 * (threadIdx.x % 4);  // and the next, which lies beside it
-  const bool tiled = tiles.rows > 0;
-  float* at = sums + (tiled ? tiles.index(head, own.row + row, column)
-                            : state_row(p, own, row) * dim + column);
-  const int step = tiled ? QueryTiles::kPart / 8 : 8;  // to the columns 8 further
+  // kStep: to the columns 8 further. A constant: addresses that are not known take registers.
+  const auto of_row = [&]<int kStep>(float* at) {
 #pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
-    if (8 * n + column < dim) f(at[n * step], c[n][2 * r]);
-    if (8 * n + column + 1 < dim) f(at[n * step + 1], c[n][2 * r + 1]);
+    for (int n = 0; n < kTiles; ++n) {
+      if (8 * n + column < dim) f(at[n * kStep], c[n][2 * r]);
+      if (8 * n + column + 1 < dim) f(at[n * kStep + 1], c[n][2 * r + 1]);
+    }
+  };
+  if (tiles.rows > 0) {
+    of_row.template operator()<QueryTiles::kPart / 8>(sums +
+                                                      tiles.index(head, own.row + row, column));
+  } else {
+    of_row.template operator()<8>(sums + state_row(p, own, row) * dim + column);
   }
 }
 
