@@ -27,10 +27,9 @@ set(RINGATTN_CUDA_LINK "${CUDA_cudart_static_LIBRARY}" CACHE INTERNAL "")
 # sm_80 and its virtual machine code for what comes after; sm_90 for Hopper.
 set(targets -gencode=arch=compute_80,code=[sm_80,compute_80] -gencode=arch=compute_80,code=sm_90)
 
-# ringattn_instance(<list> <template> <name> <type> <dim> [<cap> [<order>]]): one small file per kernel.
+# ringattn_instance(<list> <template> <name> <type> <dim> [<cap>]): one small file per kernel.
 function(ringattn_instance list template name type dim)
   set(cap ${ARGV5})
-  set(order ${ARGV6})
   set(instance ${CMAKE_CURRENT_BINARY_DIR}/cuda/${name}.cu)
   configure_file(${CMAKE_CURRENT_SOURCE_DIR}/cuda/${template} ${instance} @ONLY)
   set(${list} ${${list}} ${instance} PARENT_SCOPE)
@@ -51,9 +50,7 @@ foreach(dim 64 128 256)
     foreach(cap false true)
       ringattn_instance(hopper sm90/forward.cu.in sm90_forward_${type}_${dim}_${cap} ${type} ${dim} ${cap})
       if(dim LESS_EQUAL 128)
-        ringattn_instance(hopper sm90/backward.cu.in sm90_backward_${type}_${dim}_${cap} ${type} ${dim} ${cap} false)
-        ringattn_instance(hopper sm90/backward.cu.in sm90_backward_in_order_${type}_${dim}_${cap}
-          ${type} ${dim} ${cap} true)
+        ringattn_instance(hopper sm90/backward.cu.in sm90_backward_${type}_${dim}_${cap} ${type} ${dim} ${cap})
       else()
         foreach(pass query_gradient key_gradient)
           ringattn_instance(hopper sm90/${pass}.cu.in sm90_${pass}_${type}_${dim}_${cap} ${type} ${dim} ${cap})

@@ -16,6 +16,7 @@
 #include <thread>
 #include <vector>
 
+#include "cuda/sm90/add_queries.cuh"
 #include "cuda/sm90/fetch.cuh"
 #include "cuda/sm90/fetch_backward.cuh"
 #include "cuda/sm90/find_bits.cuh"
@@ -29,19 +30,20 @@ using T = __nv_bfloat16;
 constexpr int kHeads = 2;  // of queries, of one head of keys
 constexpr std::uint32_t kQuery = 1, kKey = 2, kValue = 3, kDout = 4;
 
-/// Documents of any length, some with padding behind them.
+/// Documents of any length, some with padding behind them; or one, without ids.
 struct Packed {
   int rows;
   std::vector<std::int32_t> ids;
   std::vector<SegmentBounds> query_bounds, key_bounds;
   PairSchedule schedule;
 
-  Packed(int seed, int length, bool causal, int query_tile, int key_tile) : rows(length) {
+  Packed(int seed, int length, bool causal, bool packed, int query_tile, int key_tile)
+      : rows(length) {
     std::mt19937 random(static_cast<unsigned>(seed));
     const auto below = [&](int n) { return static_cast<int>(random() % static_cast<unsigned>(n)); };
-    ids.assign(static_cast<std::size_t>(rows), -1);
+    ids.assign(static_cast<std::size_t>(rows), packed ? -1 : 0);
     int id = 0;
-    for (int i = 0; i < rows; ++id) {
+    for (int i = packed ? 0 : rows; i < rows; ++id) {
       for (int n = 1 + below(rows / 2); n > 0 && i < rows; --n)
         ids[static_cast<std::size_t>(i++)] = id;
       if (below(2) != 0) i += below(150);
@@ -55,7 +57,7 @@ struct Packed {
       for (int i = 0; i < rows; i += tile) {
         bounds.push_back(bounds_of(ids.data() + i, std::min(tile, rows - i)));
       }
-      segments = {ids.data(), bounds.data()};
+      if (packed) segments = {ids.data(), bounds.data()};
     };
     side(schedule.queries, schedule.query_segments, query_bounds, query_tile);
     side(schedule.keys, schedule.key_segments, key_bounds, key_tile);
@@ -71,7 +73,7 @@ class Threads {
   void add(int thread, host::Warp* warp, const char* role, std::function<void()> work) {
     parts_.push_back([this, thread, warp, role, work = std::move(work)] {
       threadIdx.x = thread;
-      gridDim.x = 2;  // the other one draws nothing
+      gridDim.x = 1;
       host::warp = warp;
       host::role = role;
       host::random.seed(seed_ * 1000U + static_cast<unsigned>(thread));
@@ -179,13 +181,14 @@ struct Backward : BackwardLayout<kDim> {
 };
 
 template <class P>
-void set_up(P& p, const Packed& in, Pass pass, int groups, unsigned& ticket) {
+void set_up(P& p, const Packed& in, Pass pass, int groups, bool in_order, unsigned& ticket) {
   p.schedule = in.schedule;
   p.batch = 1;
   p.heads = kHeads;
   p.group = kHeads;
   p.ticket = &ticket;
-  static_cast<Traversal&>(p) = traverse(in.schedule, 1, kHeads, kHeads, 256, pass, groups, false);
+  static_cast<Traversal&>(p) =
+      traverse(in.schedule, 1, kHeads, kHeads, 256, pass, groups, in_order);
 }
 
 CUtensorMap map_of(std::uint32_t kind, int rows, int total) {
@@ -275,10 +278,10 @@ template <int kDim>
 void run_forward(int seed, int rows, bool causal) {
   using Layout = ForwardLayout<kDim>;
   constexpr ForwardShape kShape = Layout::kShape;
-  const Packed in(seed, rows, causal, kGroupRows, kShape.columns);
+  const Packed in(seed, rows, causal, true, kGroupRows, kShape.columns);
   unsigned ticket = 0;
   ForwardParameters<T> p;
-  set_up(p, in, Pass::kForward, kShape.groups, ticket);
+  set_up(p, in, Pass::kForward, kShape.groups, false, ticket);
   const CUtensorMap query = map_of(kQuery, Layout::kRows, rows);
   const CUtensorMap key = map_of(kKey, kShape.columns, rows);
   const CUtensorMap value = map_of(kValue, kShape.columns, rows);
@@ -306,7 +309,15 @@ void run_forward(int seed, int rows, bool causal) {
   threads.run();
 }
 
-/// What a warpgroup of the backward does.
+/// A part of a tile of queries, the group's, among those of all heads.
+template <class Layout>
+int part_of(const Packed& in, int head, int tile, int group) {
+  const auto tiles = static_cast<int>(in.schedule.queries.count());
+  return (head * tiles + tile) * Layout::kShape.groups + group;
+}
+
+/// What a warpgroup of the backward does. Its gradients of queries are 1 and the number of the
+/// part.
 template <int kDim>
 void follow_backward(const Packed& in, const typename BackwardLayout<kDim>::Steps& steps,
                      int group) {
@@ -314,8 +325,18 @@ void follow_backward(const Packed& in, const typename BackwardLayout<kDim>::Step
   constexpr int kQueries = Layout::kShape.queries;
   const auto barrier = [&](int i) { return static_cast<std::uint32_t>(Layout::kBarriers + 8 * i); };
   Follower<Layout> reader{in, steps, group, {}, {}};
-  Place<Layout::kShape.stages> stage;
+  Place<Layout::kShape.query_stages> query;
+  Place<Layout::kShape.dout_stages> dout;
   unsigned key_parity = 0;
+  unsigned turn = 0;
+  const auto hand_over = [&](int part) {
+    ptx::wait(barrier(Layout::kDqueryEmpty + group), turn ^ 1U);
+    ptx::store_shared(static_cast<std::uint32_t>(Layout::kDquery + group * Layout::kPartBytes), 1,
+                      static_cast<float>(part), 0, 0);
+    Follower<Layout>::of_four_warps(
+        barrier(Layout::kDqueryFull + static_cast<int>(turn) * Layout::kShape.groups + group));
+    turn ^= 1U;
+  };
   for (StepEntry block = reader.take(); (block.info & kEnd) == 0; block = reader.take()) {
     if ((block.info & kHasOthers) == 0) continue;
     ptx::wait(barrier(Layout::kKeyFull), key_parity);
@@ -327,7 +348,8 @@ void follow_backward(const Packed& in, const typename BackwardLayout<kDim>::Step
       const int head = e.head_batch & 0xFFFF;
       for (int i = 0; i < e.info >> kStepsShift; ++i) {
         const int row = e.other_row + i * kQueries;
-        ptx::wait(barrier(Layout::kQueryFull + stage.at), stage.parity);
+        ptx::wait(barrier(Layout::kDoutFull + dout.at), dout.parity);
+        ptx::wait(barrier(Layout::kQueryFull + query.at), query.parity);
         reader.bits(block, e.info, row);
         const auto own = [&](int at, std::uint32_t kind, bool cleared) {
           expect_rows(in, static_cast<std::uint32_t>(at), Layout::kRows, Layout::kPanels, kind,
@@ -336,13 +358,16 @@ void follow_backward(const Packed& in, const typename BackwardLayout<kDim>::Step
         if (masked) own(Layout::kKey, kKey, true);
         own(Layout::kValue, kValue, false);
         const auto other = [&](int at, std::uint32_t kind) {
-          expect_rows(in, static_cast<std::uint32_t>(at + stage.at * Layout::kQueryBytes), kQueries,
-                      Layout::kPanels, kind, head, row, masked);
+          expect_rows(in, static_cast<std::uint32_t>(at), kQueries, Layout::kPanels, kind, head,
+                      row, masked);
         };
-        other(Layout::kQuery, kQuery);
-        other(Layout::kDout, kDout);
-        Follower<Layout>::of_four_warps(barrier(Layout::kQueryEmpty + stage.at));
-        stage.advance();
+        other(Layout::kQuery + query.at * Layout::kQueryBytes, kQuery);
+        other(Layout::kDout + dout.at * Layout::kQueryBytes, kDout);
+        hand_over(part_of<Layout>(in, head, row / kQueries, group));
+        Follower<Layout>::of_four_warps(barrier(Layout::kDoutEmpty + dout.at));
+        Follower<Layout>::of_four_warps(barrier(Layout::kQueryEmpty + query.at));
+        dout.advance();
+        query.advance();
       }
       if (more) e = reader.take();
     }
@@ -350,16 +375,51 @@ void follow_backward(const Packed& in, const typename BackwardLayout<kDim>::Step
   }
 }
 
+/// Every block that sees a tile of queries has added to its parts, once.
+template <class Layout>
+void expect_sums(const Packed& in, const std::vector<float>& sums,
+                 const std::vector<unsigned>* added) {
+  constexpr int kGroups = Layout::kShape.groups;
+  const auto keys = static_cast<int>(in.schedule.keys.count());
+  for (int head = 0; head < kHeads; ++head) {
+    for (int tile = 0; tile < in.schedule.queries.count(); ++tile) {
+      int want = 0;
+      for (int first = 0; first < keys; first += kGroups) {
+        bool sees = false;
+        for (int k = first; k < std::min(first + kGroups, keys); ++k) {
+          sees = sees || in.schedule.kind(0, head, tile, k) != TileKind::kSkip;
+        }
+        want += sees ? 1 : 0;
+      }
+      for (int g = 0; g < kGroups; ++g) {
+        const int part = part_of<Layout>(in, head, tile, g);
+        const float* sum = sums.data() + static_cast<std::ptrdiff_t>(part) * QueryTiles::kPart;
+        EXPECT_EQ(sum[0], static_cast<float>(want)) << "head " << head << ", tile " << tile;
+        EXPECT_EQ(sum[1], static_cast<float>(want == 0 ? 0 : part));
+        if (added != nullptr) {
+          EXPECT_EQ((*added)[static_cast<std::size_t>(part)], static_cast<unsigned>(want));
+        }
+      }
+    }
+  }
+}
+
 template <int kDim>
-void run_backward(int seed, int rows, bool causal) {
+void run_backward(int seed, int rows, bool causal, bool packed, bool in_order) {
   using Layout = BackwardLayout<kDim>;
   constexpr BackwardShape kShape = Layout::kShape;
-  const Packed in(seed, rows, causal, kShape.queries, kGroupRows);
+  const Packed in(seed, rows, causal, packed, kShape.queries, kGroupRows);
   unsigned ticket = 0;
   BackwardParameters<T> p;
-  set_up(p, in, Pass::kBackward, kShape.groups, ticket);
+  set_up(p, in, Pass::kBackward, kShape.groups, in_order, ticket);
   p.query_tiles = static_cast<int>(in.schedule.queries.count());
   p.first_run_tiles = p.query_tiles;
+  const int parts = part_of<Layout>(in, kHeads, 0, 0);
+  std::vector<float> sums(static_cast<std::size_t>(parts) * QueryTiles::kPart);
+  std::vector<unsigned> added(static_cast<std::size_t>(parts));
+  p.dquery_sum = sums.data();
+  p.added = added.data();
+  p.stores_first = in_order;
   const CUtensorMap query = map_of(kQuery, kShape.queries, rows);
   const CUtensorMap dout = map_of(kDout, kShape.queries, rows);
   const CUtensorMap key = map_of(kKey, Layout::kRows, rows);
@@ -367,8 +427,8 @@ void run_backward(int seed, int rows, bool causal) {
 
   Threads threads(seed);
   const auto steps = steps_at<Layout>(0);
-  Layout::init_barriers(0, false);
-  host::Warp warps[3];
+  Layout::init_barriers(0);
+  host::Warp warps[3 + Layout::kAdders];
   threads.add(0, nullptr, "fetch",
               [&] { fetch_backward<T, kDim>(p, 0, steps, &query, &dout, &key, &value); });
   for (int i = 32; i < 64; ++i) {
@@ -388,36 +448,47 @@ void run_backward(int seed, int rows, bool causal) {
     threads.add(128 * (g + 1), nullptr, "computes",
                 [&, g] { follow_backward<kDim>(in, steps, g); });
   }
+  for (int i = 0; i < 32 * Layout::kAdders; ++i) {
+    threads.add(128 * (1 + kShape.groups) + i, &warps[3 + i / 32], "adds",
+                [&, i] { add_queries<T, kDim>(p, 0, steps, i / 32); });
+  }
   threads.run();
+
+  expect_sums<Layout>(in, sums, in_order ? &added : nullptr);
 }
 
 struct Passing {
   const char* name;
-  void (*run)(int seed, int rows, bool causal);
-  bool causal;
+  std::function<void(int seed, int rows)> run;
 
   friend std::ostream& operator<<(std::ostream& out, const Passing& r) { return out << r.name; }
 };
+template <int kDim>
+Passing forward(const char* name, bool causal) {
+  return {name, [=](int seed, int rows) { run_forward<kDim>(seed, rows, causal); }};
+}
+template <int kDim>
+Passing backward(const char* name, bool causal, bool in_order = false, bool packed = true) {
+  return {name,
+          [=](int seed, int rows) { run_backward<kDim>(seed, rows, causal, packed, in_order); }};
+}
 class CudaBlock : public testing::TestWithParam<Passing> {};
 
 TEST_P(CudaBlock, EveryStepFindsItsRowsAndBits) {
-  const Passing& r = GetParam();
-  // A failure ends the process: threads of a block cannot be told to stop.
-  for (int seed : {1, 5}) r.run(seed, 1000 + 200 * seed, r.causal);
+  // A failure of a thread ends the process: those of a block cannot be told to stop.
+  for (int seed : {1, 5}) GetParam().run(seed, 1000 + 200 * seed);
 }
 
-INSTANTIATE_TEST_SUITE_P(Padded, CudaBlock,
-                         testing::Values(Passing{"Forward64", run_forward<64>, false},
-                                         Passing{"Forward128", run_forward<128>, false},
-                                         Passing{"Forward128Causal", run_forward<128>, true},
-                                         Passing{"Forward256", run_forward<256>, false},
-                                         Passing{"Forward256Causal", run_forward<256>, true},
-                                         Passing{"Backward64", run_backward<64>, false},
-                                         Passing{"Backward128", run_backward<128>, false},
-                                         Passing{"Backward128Causal", run_backward<128>, true}),
-                         [](const testing::TestParamInfo<Passing>& p) {
-                           return std::string(p.param.name);
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    Packed, CudaBlock,
+    testing::Values(forward<64>("Forward64", false), forward<128>("Forward128", false),
+                    forward<128>("Forward128Causal", true), forward<256>("Forward256", false),
+                    forward<256>("Forward256Causal", true), backward<64>("Backward64", false),
+                    backward<128>("Backward128", false), backward<128>("Backward128Causal", true),
+                    backward<64>("Backward64InOrder", false, true),
+                    backward<128>("Backward128CausalInOrder", true, true),
+                    backward<128>("Backward128CausalInOrderWithoutIds", true, true, false)),
+    [](const testing::TestParamInfo<Passing>& p) { return std::string(p.param.name); });
 
 }  // namespace
 }  // namespace ringattn::cuda::sm90

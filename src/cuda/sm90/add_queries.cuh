@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// For the same bits in every run: warps that have the copy engine add gradients of queries to their
-// sums, to which other blocks add as well, in the order in which the blocks begin. A block waits
-// only for blocks that began before it, so somebody can always go on.
+// Warps that have the copy engine add gradients of queries to their sums, to which other blocks add
+// as well. For the same bits in every run they do so in the order in which the blocks begin: a
+// block waits only for blocks that began before it, so somebody can always go on.
 #pragma once
 
 #include "cuda/sm90/backward_layout.cuh"
@@ -72,8 +72,8 @@ RINGATTN_DEVICE int adders_before(const BackwardParameters<T>& p, const StepEntr
 }
 
 /// By a warpgroup: the gradients that the groups have put into shared memory. A warp adds those of
-/// one group in every second step: reading the count of others, adding and counting take longer
-/// than a step.
+/// one group in every second step: in order, reading the count of others, adding and counting take
+/// longer than a step.
 template <class T, int kDim>
 RINGATTN_DEVICE void add_queries(const BackwardParameters<T>& p, std::uint32_t base,
                                  const typename BackwardLayout<kDim>::Steps& steps, int warp) {
@@ -97,15 +97,16 @@ RINGATTN_DEVICE void add_queries(const BackwardParameters<T>& p, std::uint32_t b
     if ((e.info & kHasOthers) == 0) continue;
     const int tile =
         query_tile<T, Layout::kQueries>(p, p.other_counts[0], e.other_row, e.head_batch);
-    const int counts = adders_before<T, kDim>(p, e);
+    const int counts = p.in_order ? adders_before<T, kDim>(p, e) : 0;
 #pragma unroll 1
     for (int step = 0; step < e.info >> kStepsShift; ++step, ++number) {
       const int before = __shfl_sync(0xFFFFFFFFU, counts, step);
       if (number % Layout::kAddTurns != turn) continue;
       if (speaker) {
         const std::int64_t part = static_cast<std::int64_t>(tile + step) * kGroups + group;
-        ptx::wait_count(p.added + part, before);
+        if (p.in_order) ptx::wait_count(p.added + part, before);
         ptx::wait(full, parity);
+        ptx::fence_shared();
         float* to = p.dquery_sum + part * QueryTiles::kPart;
         const std::uint32_t from = base + Layout::kDquery + group * Layout::kPartBytes;
         if (p.stores_first && before == 0) {
@@ -115,8 +116,10 @@ RINGATTN_DEVICE void add_queries(const BackwardParameters<T>& p, std::uint32_t b
         }
         ptx::wait_bytes_read<0>();
         ptx::arrive(empty);
-        ptx::wait_bytes_added<0>();
-        ptx::count(p.added + part);
+        if (p.in_order) {
+          ptx::wait_bytes_added<0>();
+          ptx::count(p.added + part);
+        }
       }
       __syncwarp();
       parity ^= 1;

@@ -66,21 +66,15 @@ bool stores_first(const cuda::BackwardParameters<T>& p) {
   return p.added != nullptr && p.first && p.last;
 }
 
-template <class T, int kDim, bool kInOrder>
-cudaError_t add_up(const cuda::BackwardParameters<T>& given, cudaStream_t stream) {
-  constexpr BackwardShape kShape = backward_shape(kDim);
-  BackwardParameters<T> p = complete(given, Pass::kBackward, kShape.groups, kInOrder);
-  p.stores_first = stores_first(given);
-  return start<T>(p, Pass::kBackward, kShape.queries, kShape.groups * kGroupRows,
-                  launch_backward<T, kDim, false, kInOrder>,
-                  launch_backward<T, kDim, true, kInOrder>, stream);
-}
-
 /// One kernel for all three gradients; dQ is added up in memory and rounded by another at the end.
 template <class T, int kDim>
 cudaError_t at_once(const cuda::BackwardParameters<T>& given, cudaStream_t stream) {
-  const cudaError_t error = given.added != nullptr ? add_up<T, kDim, true>(given, stream)
-                                                   : add_up<T, kDim, false>(given, stream);
+  constexpr BackwardShape kShape = backward_shape(kDim);
+  BackwardParameters<T> p = complete(given, Pass::kBackward, kShape.groups, given.added != nullptr);
+  p.stores_first = stores_first(given);
+  const cudaError_t error =
+      start<T>(p, Pass::kBackward, kShape.queries, kShape.groups * kGroupRows,
+               launch_backward<T, kDim, false>, launch_backward<T, kDim, true>, stream);
   if (error != cudaSuccess || !given.last) return error;
   const std::int64_t heads = static_cast<std::int64_t>(given.batch) * given.heads;
   return finish_queries<T>(

@@ -17,7 +17,7 @@
 namespace ringattn::cuda::sm90 {
 
 /// What a warpgroup computes: all steps of all its rows.
-template <class T, int kDim, bool kCap, bool kInOrder>
+template <class T, int kDim, bool kCap>
 RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint32_t base,
                                       const typename BackwardLayout<kDim>::Steps& steps,
                                       int group) {
@@ -48,7 +48,8 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
                                  ((2 * warp + lane / 8 % 2) ^ lane % 8) * 16;
 
   StepReader<Layout> reader(steps);
-  Place<Layout::kShape.stages> stage;
+  Place<Layout::kShape.query_stages> query;
+  Place<Layout::kShape.dout_stages> dout;
   int own_parity = 0;
   Place<Layout::kShape.buffers> scores;  // of this step
   Place<Layout::kShape.buffers> ready;   // of the step before
@@ -64,39 +65,24 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
   float lse[16];
   const int zero = p.tiles < 0 ? 1 : 0;  // as nobody but us knows
 
-  int tile = 0;  // of the current step
-  const auto tile_of = [&](int row, int head_batch) {
-    return query_tile<T, kQueries>(p, p.other_counts[0], row, head_batch);
-  };
-  const auto next_step = [&] {
-    if (reader.left == 1) {
-      const StepEntry e = steps.entry(reader.ring.at);
-      tile = tile_of(ptx::uniform(e.other_row), ptx::uniform(e.head_batch));
-    } else {
-      ++tile;
-    }
-    reader.next();
-  };
-  const auto wait_queries = [&] {
-    ptx::wait(barrier(Layout::kQueryFull + stage.at), stage.parity);
-  };
-  const auto stage_offset = [&] { return (stage.at * Layout::kQueryBytes) >> 4; };
-  // Own rows against the queries, or their gradients, of this stage.
+  const auto stage_offset = [](int at) { return (at * Layout::kQueryBytes) >> 4; };
+  // Own rows against the queries, or their gradients, of a stage.
   const auto issue_tile = [&](float(&to)[kParts][32], std::uint64_t own, std::uint64_t others)
       __attribute__((always_inline)) {
     ptx::wgmma_fence();
 #pragma unroll
     for (int i = 0; i < kParts; ++i) {
-      multiply_rows_in_place<T, kDim, kRows, kQueries>(to[i], own,
-                                                       others + stage_offset() + i * 512, zero);
+      multiply_rows_in_place<T, kDim, kRows, kQueries>(to[i], own, others + i * 512, zero);
     }
     ptx::wgmma_commit();
   };
   const auto issue_scores = [&]() __attribute__((always_inline)) {
-    issue_tile(a, key_rows, query_rows);
+    ptx::wait(barrier(Layout::kQueryFull + query.at), query.parity);
+    issue_tile(a, key_rows, query_rows + stage_offset(query.at));
   };
   const auto issue_dweights = [&]() __attribute__((always_inline)) {
-    issue_tile(b, value_rows, dout_rows);
+    ptx::wait(barrier(Layout::kDoutFull + dout.at), dout.parity);
+    issue_tile(b, value_rows, dout_rows + stage_offset(dout.at));
   };
   // sum += what `a` has packed from `first` on, times the rows of this stage.
   const auto issue_sum = [&](float(&sum)[kDim / 2], int first, std::uint64_t columns)
@@ -104,43 +90,31 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
     ptx::wgmma_fence();
 #pragma unroll
     for (int i = 0; i < kParts; ++i) {
-      gather_packed<T, kDim>(sum, a[i] + first, columns + stage_offset() + i * 512);
+      gather_packed<T, kDim>(sum, a[i] + first, columns + i * 512);
     }
     ptx::wgmma_commit();
   };
   const auto issue_dvalue = [&]() __attribute__((always_inline)) {
-    issue_sum(dvalue, 0, dout_columns);
+    issue_sum(dvalue, 0, dout_columns + stage_offset(dout.at));
   };
   const auto issue_dkey = [&]() __attribute__((always_inline)) {
-    issue_sum(dkey, 16, query_columns);
+    issue_sum(dkey, 16, query_columns + stage_offset(query.at));
   };
-  // A step behind: the other group may be that late. `have`: there is a step before, else the
-  // result is of no use.
-  const auto issue_dquery = [&](bool have) __attribute__((always_inline)) {
-    // The dQ of the step before has left.
-    if constexpr (kInOrder) {
-      static_assert(Layout::kShape.buffers == 2 && Layout::kAddTurns == 2);  // so `ready` tells all
-      ptx::wait(barrier(Layout::kDqueryEmpty + group), ready.at ^ 1);
-    } else {
-      ptx::wait_bytes_read<0>();
-    }
-    if (have) {
-      ptx::named_sync(2 + 2 * ready.at + group, 256);
-    } else {
-      ptx::named_sync(8 + group, 128);
-    }
+  // The gradients of scores of both groups are there: a step behind, the other group may be that
+  // late. `have`: there is a step before, else what is made of them is of no use.
+  const auto meet = [&](bool have) __attribute__((always_inline)) {
+    if (have) ptx::named_sync(2 + 2 * ready.at + group, 256);
+    ptx::fence_shared();  // by who reads them: who stored them would have to wait for that
+  };
+  const auto issue_dquery = [&]() __attribute__((always_inline)) {
     ptx::wgmma_fence();
     multiply_columns_in_place<T, kRows, kQueries>(
         b[0], score_rows + ((ready.at * Layout::kScoreBytes) >> 4), key_columns, zero);
     ptx::wgmma_commit();
   };
   // In turns each group has the tensor cores while the other finds weights and gradients of scores.
-  const auto turn = [&] {
-    if (Layout::kShape.turns) ptx::named_sync(12 + group, 256);
-  };
-  const auto pass_turn = [&] {
-    if (Layout::kShape.turns) ptx::named_arrive(12 + (group ^ 1), 256);
-  };
+  const auto turn = [&] { ptx::named_sync(12 + group, 256); };
+  const auto pass_turn = [&] { ptx::named_arrive(12 + (group ^ 1), 256); };
   const auto pin_a = [&] {
 #pragma unroll
     for (int i = 0; i < kParts; ++i) ptx::pin(a[i]);
@@ -149,39 +123,29 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
 #pragma unroll
     for (int i = 0; i < kParts; ++i) ptx::pin(b[i]);
   };
-  // The dQ of a step leaves by the copy engine, from where store_dquery puts it; in order, by the
-  // hand of add_queries().
-  const std::uint32_t dquery_at = base + Layout::kDquery + group * Layout::kPartBytes;
-  const auto store_dquery = [&]() __attribute__((always_inline)) {
+  // To add_queries(), which fences: here a fence would wait for every store. Not `have`: as above,
+  // and nobody is told.
+  const std::uint32_t dquery_at =
+      base + Layout::kDquery + group * Layout::kPartBytes + threadIdx.x % 128 * 16;
+  const auto store_dquery = [&](bool have) __attribute__((always_inline)) {
+    static_assert(Layout::kShape.buffers == 2 && Layout::kAddTurns == 2);  // so `ready` tells all
+    ptx::wait(barrier(Layout::kDqueryEmpty + group), ready.at ^ 1);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      ptx::store_shared(dquery_at + threadIdx.x % 128 * 16 + i * 2048, b[0][4 * i], b[0][4 * i + 1],
-                        b[0][4 * i + 2], b[0][4 * i + 3]);
+      ptx::store_shared(dquery_at + i * 2048, b[0][4 * i], b[0][4 * i + 1], b[0][4 * i + 2],
+                        b[0][4 * i + 3]);
     }
-    ptx::fence_shared();
-  };
-  // to_tile < 0: it is of no use.
-  const auto add_dquery = [&](int to_tile) __attribute__((always_inline)) {
-    const int turn = ready.at;
-    if (to_tile >= 0) {
-      if (lane == 0) ptx::arrive(barrier(Layout::kScoresEmpty + ready.at));
-      ready.advance();
-    }
-    ptx::named_sync(10 + group, 128);
-    const bool mine = threadIdx.x % 128 == 0 && to_tile >= 0;
-    if constexpr (kInOrder) {
-      ptx::arrive(barrier(Layout::kDqueryFull + turn * Layout::kShape.groups + group), mine);
-    } else {
-      ptx::add_bytes(p.dquery_sum + static_cast<std::int64_t>(to_tile) * (kQueries * kDim) +
-                         group * QueryTiles::kPart,
-                     dquery_at, Layout::kPartBytes, mine);
-    }
+    __syncwarp();
+    const bool mine = lane == 0 && have;
+    ptx::arrive(barrier(Layout::kDqueryFull + ready.at * Layout::kShape.groups + group), mine);
+    ptx::arrive(barrier(Layout::kScoresEmpty + ready.at), mine);
+    if (have) ready.advance();
   };
   // Statistics of this thread's columns of a part; `which`: 0 lse, 1 delta. They lie as QueryTiles
   // orders columns.
   const auto load_statistics = [&](float(&x)[16], int part, int which)
       __attribute__((always_inline)) {
-    const std::uint32_t from = base + Layout::kStatistics + stage.at * Layout::kStatisticsBytes +
+    const std::uint32_t from = base + Layout::kStatistics + dout.at * Layout::kStatisticsBytes +
                                lane % 4 * 16 + (which * kQueries + part * 64) * 4;
 #pragma unroll
     for (int n = 0; n < 4; ++n) ptx::load_shared(x + 4 * n, from + n * 64);
@@ -247,20 +211,17 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
                             __float_as_uint(g[0]), __float_as_uint(g[1]), __float_as_uint(g[2]),
                             __float_as_uint(g[3]));
     }
-    ptx::fence_shared();
     ptx::named_arrive(2 + 2 * scores.at + (group ^ 1), 256);
     scores.advance();
   };
-  if (Layout::kShape.turns && group == 1) ptx::named_arrive(12, 256);
+  if (group == 1) ptx::named_arrive(12, 256);
   StepEntry now = reader.open();
-  tile = tile_of(now.other_row, now.head_batch);
   while ((now.info & kEnd) == 0) {
 #pragma unroll
     for (int i = 0; i < kDim / 2; ++i) dkey[i] = dvalue[i] = 0.0F;
     if ((now.info & kHasOthers) != 0) {
       ptx::wait(barrier(Layout::kKeyFull), own_parity);
       own_parity ^= 1;
-      wait_queries();
       reader.left -= 2;
       issue_scores();
       issue_dweights();
@@ -270,28 +231,35 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
       pin_b();
       exponentiate(lse);
       differentiate(lse);
-      int before = -1;
+      bool have = false;  // a step before this one
       while (reader.left != 0) {
-        turn();
-        issue_dquery(before >= 0);
+        if constexpr (Layout::kShape.long_turns) {
+          turn();
+          meet(have);
+        } else {
+          meet(have);
+          turn();
+        }
+        issue_dquery();
         issue_dvalue();
         ptx::wgmma_wait<1>();
         pin_b();
-        store_dquery();
+        store_dquery(have);
+        have = true;
         issue_dkey();
-        const int now_tile = tile;
-        const std::uint32_t leaving = barrier(Layout::kQueryEmpty + stage.at);
-        stage.advance();
-        wait_queries();
-        next_step();
+        const std::uint32_t dout_leaving = barrier(Layout::kDoutEmpty + dout.at);
+        const std::uint32_t query_leaving = barrier(Layout::kQueryEmpty + query.at);
+        dout.advance();
+        query.advance();
         issue_dweights();
-        add_dquery(before);
-        before = now_tile;
+        if (!Layout::kShape.long_turns) pass_turn();
+        reader.next();  // its entry is there, as its copies are
         ptx::wgmma_wait<1>();
         pin_a();
-        if (lane == 0) ptx::arrive(leaving);
+        ptx::arrive(dout_leaving, lane == 0);
+        ptx::arrive(query_leaving, lane == 0);
         issue_scores();
-        pass_turn();
+        if (Layout::kShape.long_turns) pass_turn();
         load_statistics(lse, 0, 0);
         ptx::wgmma_wait<0>();
         pin_a();
@@ -301,28 +269,29 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
       }
       issue_dvalue();
       issue_dkey();
-      issue_dquery(before >= 0);
+      meet(have);
+      issue_dquery();
       ptx::wgmma_wait<0>();
       pin_a();
       pin_b();
       ptx::pin(dkey);
       ptx::pin(dvalue);
-      store_dquery();
-      add_dquery(before);
-      issue_dquery(true);
+      store_dquery(have);
+      meet(true);
+      issue_dquery();
       ptx::wgmma_wait<0>();
       pin_b();
-      store_dquery();
-      add_dquery(tile);
+      store_dquery(true);
       if (lane == 0) {
-        ptx::arrive(barrier(Layout::kQueryEmpty + stage.at));
+        ptx::arrive(barrier(Layout::kDoutEmpty + dout.at));
+        ptx::arrive(barrier(Layout::kQueryEmpty + query.at));
         ptx::arrive(barrier(Layout::kKeyEmpty));
       }
-      stage.advance();
+      dout.advance();
+      query.advance();
     }
     const StepEntry done = now;
     now = reader.open();
-    tile = tile_of(now.other_row, now.head_batch);
     const int valid = (done.info >> kRowsShift & 0xFF) - own_row;
     const int batch = done.head_batch >> 16;
     const int head = (done.head_batch & 0xFFFF) / p.group;
@@ -330,19 +299,18 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
                             done.own_row + own_row, valid, p.scale);
     store_gradient<T, kDim>(dvalue, p.dvalue_out, p.dvalue, p, p.value_dim, batch, head,
                             done.own_row + own_row, valid, 1.0F);
-    ptx::wait_bytes_read<0>();  // shared memory must outlive it
   }
 }
 
-/// Warpgroups that do not compute: one that fetches, and one that adds in order.
-constexpr int other_groups(bool in_order) { return in_order ? 2 : 1; }
-template <int kDim, bool kInOrder>
+/// Warpgroups that do not compute: one that fetches, one that adds.
+constexpr int kOtherGroups = 2;
+template <int kDim>
 constexpr int backward_threads() {
-  return 128 * (other_groups(kInOrder) + backward_shape(kDim).groups);
+  return 128 * (kOtherGroups + backward_shape(kDim).groups);
 }
 
-template <class T, int kDim, bool kCap, bool kInOrder>
-__global__ void __launch_bounds__(backward_threads<kDim, kInOrder>(), 1)
+template <class T, int kDim, bool kCap>
+__global__ void __launch_bounds__(backward_threads<kDim>(), 1)
     backward_kernel(const __grid_constant__ BackwardParameters<T> p,
                     const __grid_constant__ CUtensorMap query,
                     const __grid_constant__ CUtensorMap dout,
@@ -350,7 +318,6 @@ __global__ void __launch_bounds__(backward_threads<kDim, kInOrder>(), 1)
                     const __grid_constant__ CUtensorMap value) {
   using Layout = BackwardLayout<kDim>;
   constexpr BackwardShape kShape = Layout::kShape;
-  constexpr int kOtherGroups = other_groups(kInOrder);
   constexpr int kComputeRegisters =
       (512 - kOtherGroups * kShape.fetch_registers) / kShape.groups / 8 * 8;
   extern __shared__ __align__(1024) unsigned char memory[];
@@ -359,7 +326,7 @@ __global__ void __launch_bounds__(backward_threads<kDim, kInOrder>(), 1)
 
   if (threadIdx.x == 0) {
     if ((base & 1023) != 0) __trap();  // swizzled tiles need it
-    Layout::init_barriers(base, kInOrder);
+    Layout::init_barriers(base);
     ptx::fence_barrier_init();
     ptx::prefetch_map(&query);
     ptx::prefetch_map(&dout);
@@ -386,21 +353,20 @@ __global__ void __launch_bounds__(backward_threads<kDim, kInOrder>(), 1)
     }
   } else if (group <= kShape.groups) {
     ptx::request_registers<kComputeRegisters>();
-    compute_backward<T, kDim, kCap, kInOrder>(p, base, steps, group - 1);
-  } else if constexpr (kInOrder) {
+    compute_backward<T, kDim, kCap>(p, base, steps, group - 1);
+  } else {
     ptx::release_registers<kShape.fetch_registers>();
     add_queries<T, kDim>(p, base, steps, threadIdx.x / 32 % 4);
   }
 }
 
-template <class T, int kDim, bool kCap, bool kInOrder>
+template <class T, int kDim, bool kCap>
 cudaError_t launch_backward(const BackwardParameters<T>& p, const CUtensorMap& query,
                             const CUtensorMap& dout, const CUtensorMap& key,
                             const CUtensorMap& value, cudaStream_t stream) {
   using Layout = BackwardLayout<kDim>;
-  return launch_persistent<backward_kernel<T, kDim, kCap, kInOrder>,
-                           backward_threads<kDim, kInOrder>(), Layout::kBytes>(
-      p.tiles, stream, p, query, dout, key, value);
+  return launch_persistent<backward_kernel<T, kDim, kCap>, backward_threads<kDim>(),
+                           Layout::kBytes>(p.tiles, stream, p, query, dout, key, value);
 }
 
 }  // namespace ringattn::cuda::sm90

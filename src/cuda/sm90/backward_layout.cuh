@@ -24,13 +24,13 @@ struct BackwardLayout {
   static constexpr int kKey = 0;
   static constexpr int kValue = kKeyBytes;
   static constexpr int kQuery = kValue + kKeyBytes;
-  static constexpr int kDout = kQuery + kShape.stages * kQueryBytes;
-  static constexpr int kScores = kDout + kShape.stages * kQueryBytes;  // gradients of scores
+  static constexpr int kDout = kQuery + kShape.query_stages * kQueryBytes;
+  static constexpr int kScores = kDout + kShape.dout_stages * kQueryBytes;  // gradients of scores
   static constexpr int kDquery =
       kScores + kShape.buffers * kScoreBytes;  // on their way out, a part per group
   static constexpr int kPartBytes = QueryTiles::kPart * 4;
   static constexpr int kStatistics = kDquery + kShape.groups * kPartBytes;
-  static constexpr int kBits = kStatistics + kShape.stages * kStatisticsBytes;
+  static constexpr int kBits = kStatistics + kShape.dout_stages * kStatisticsBytes;
   static constexpr int kEntries = kBits + kSlots * Bits::kBytes;
   static constexpr int kRequests = kEntries + kRing * static_cast<int>(sizeof(StepEntry));
   static constexpr int kBarriers = kRequests + kSlots * BitsRequest::kBytes;
@@ -41,10 +41,12 @@ struct BackwardLayout {
   };
   static constexpr int kKeyFull = Steps::kBarriers;  // keys and values
   static constexpr int kKeyEmpty = kKeyFull + 1;
-  static constexpr int kQueryFull = kKeyFull + 2;  // queries, gradients, statistics of a stage
-  static constexpr int kQueryEmpty = kQueryFull + kShape.stages;
-  static constexpr int kScoresEmpty = kQueryEmpty + kShape.stages;
-  // Additions in order: a warp per group and turn, a part of dQ per group.
+  static constexpr int kQueryFull = kKeyFull + 2;
+  static constexpr int kQueryEmpty = kQueryFull + kShape.query_stages;
+  static constexpr int kDoutFull = kQueryEmpty + kShape.query_stages;  // gradients and statistics
+  static constexpr int kDoutEmpty = kDoutFull + kShape.dout_stages;
+  static constexpr int kScoresEmpty = kDoutEmpty + kShape.dout_stages;
+  // Who adds dQ: a warp per group and turn, a part of dQ per group.
   static constexpr int kAdders = 4;
   static constexpr int kAddTurns = kAdders / kShape.groups;
   static constexpr int kDqueryFull = kScoresEmpty + kShape.buffers;
@@ -52,22 +54,25 @@ struct BackwardLayout {
   static constexpr int kBytes = kBarriers + 8 * (kDqueryEmpty + kShape.groups);
   static_assert(kBytes <= 227 * 1024);
 
-  /// By one thread. In order, those who add read the steps, too.
-  RINGATTN_DEVICE static void init_barriers(std::uint32_t base, bool in_order) {
+  /// By one thread. Those who add read the steps, as the thread that fetches does.
+  RINGATTN_DEVICE static void init_barriers(std::uint32_t base) {
     const auto barrier = [&](int i) { return base + kBarriers + 8 * i; };
-    steps_at<BackwardLayout>(base).init_barriers(kShape.groups, in_order ? 1 + kAdders : 1);
+    steps_at<BackwardLayout>(base).init_barriers(kShape.groups, 1 + kAdders);
     ptx::barrier_init(barrier(kKeyFull), 1);
     ptx::barrier_init(barrier(kKeyEmpty), 4 * kShape.groups);
-    for (int i = 0; i < kShape.stages; ++i) {
+    for (int i = 0; i < kShape.query_stages; ++i) {
       ptx::barrier_init(barrier(kQueryFull + i), 1);
       ptx::barrier_init(barrier(kQueryEmpty + i), 4 * kShape.groups);
+    }
+    for (int i = 0; i < kShape.dout_stages; ++i) {
+      ptx::barrier_init(barrier(kDoutFull + i), 1);
+      ptx::barrier_init(barrier(kDoutEmpty + i), 4 * kShape.groups);
     }
     for (int i = 0; i < kShape.buffers; ++i) {
       ptx::barrier_init(barrier(kScoresEmpty + i), 4 * kShape.groups);
     }
-    for (int i = 0; i < kAdders + kShape.groups; ++i) {
-      ptx::barrier_init(barrier(kDqueryFull + i), 1);
-    }
+    for (int i = 0; i < kAdders; ++i) ptx::barrier_init(barrier(kDqueryFull + i), 4);
+    for (int i = 0; i < kShape.groups; ++i) ptx::barrier_init(barrier(kDqueryEmpty + i), 1);
   }
 };
 

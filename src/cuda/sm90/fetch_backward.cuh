@@ -19,7 +19,8 @@ RINGATTN_DEVICE void fetch_backward(const BackwardParameters<T>& p, std::uint32_
   using Layout = BackwardLayout<kDim>;
   const auto barrier = [&](int i) { return base + Layout::kBarriers + 8 * i; };
   typename Layout::Steps::Ring ring;
-  Place<Layout::kShape.stages> stage;
+  Place<Layout::kShape.query_stages> query_stage;
+  Place<Layout::kShape.dout_stages> dout_stage;
   int own_parity = 1;
   std::uint32_t asked = 0;
 #pragma unroll 1
@@ -36,24 +37,28 @@ RINGATTN_DEVICE void fetch_backward(const BackwardParameters<T>& p, std::uint32_
 #pragma unroll 1
     for (int step = 0; step < e.info >> kStepsShift; ++step) {
       const int row = e.other_row + step * Layout::kQueries;
-      const std::uint32_t full = barrier(Layout::kQueryFull + stage.at);
-      ptx::wait(barrier(Layout::kQueryEmpty + stage.at), stage.parity ^ 1);
-      ptx::arrive_expecting(full, 2 * Layout::kQueryBytes + Layout::kStatisticsBytes);
-      const std::uint32_t to = base + Layout::kQuery + stage.at * Layout::kQueryBytes;
+      const auto load = [&](const CUtensorMap* from, int to, int full) {
 #pragma unroll 1
-      for (int i = 0; i < Layout::kPanels; ++i) {
-        ptx::load_box(to + i * Layout::kQueries * 128, query, full, 64 * i, row, head, batch);
-      }
-#pragma unroll 1
-      for (int i = 0; i < Layout::kPanels; ++i) {
-        ptx::load_box(to + Layout::kDout - Layout::kQuery + i * Layout::kQueries * 128, dout, full,
-                      64 * i, row, head, batch);
-      }
+        for (int i = 0; i < Layout::kPanels; ++i) {
+          ptx::load_box(base + to + i * Layout::kQueries * 128, from, barrier(full), 64 * i, row,
+                        head, batch);
+        }
+      };
+      // Gradients first: they are wanted before the queries are.
+      const int dout_full = Layout::kDoutFull + dout_stage.at;
+      ptx::wait(barrier(Layout::kDoutEmpty + dout_stage.at), dout_stage.parity ^ 1);
+      ptx::arrive_expecting(barrier(dout_full), Layout::kQueryBytes + Layout::kStatisticsBytes);
+      load(dout, Layout::kDout + dout_stage.at * Layout::kQueryBytes, dout_full);
       ptx::load_bytes(
-          base + Layout::kStatistics + stage.at * Layout::kStatisticsBytes,
+          base + Layout::kStatistics + dout_stage.at * Layout::kStatisticsBytes,
           p.statistics + static_cast<std::int64_t>(tile + step) * (2 * Layout::kQueries),
-          Layout::kStatisticsBytes, full);
-      stage.advance();
+          Layout::kStatisticsBytes, barrier(dout_full));
+      dout_stage.advance();
+      const int query_full = Layout::kQueryFull + query_stage.at;
+      ptx::wait(barrier(Layout::kQueryEmpty + query_stage.at), query_stage.parity ^ 1);
+      ptx::arrive_expecting(barrier(query_full), Layout::kQueryBytes);
+      load(query, Layout::kQuery + query_stage.at * Layout::kQueryBytes, query_full);
+      query_stage.advance();
       if (step > 0 || (e.info & kFirst) == 0) continue;
       ptx::wait(barrier(Layout::kKeyEmpty), own_parity);
       own_parity ^= 1;
@@ -87,13 +92,16 @@ RINGATTN_DEVICE void clear_step(const BackwardParameters<T>& p, std::uint32_t ba
   if (!padded && cleared == r.own_number) return;
   until_asked();
   if (padded) {
-    const StepStage<Layout::kShape.stages> stage(r.step_number);
-    ptx::wait(barrier(Layout::kQueryFull + stage.at), stage.parity);
-    for (int to : {Layout::kQuery, Layout::kDout}) {
+    const auto clear_others = [&](const auto& stage, int full, int to) {
+      ptx::wait(barrier(full + stage.at), stage.parity);
       clear.template operator()<Layout::kQueries>(
           to + stage.at * Layout::kQueryBytes, p.schedule.query_segments,
           p.schedule.queries.positions, r.other_row, r.columns);
-    }
+    };
+    clear_others(StepStage<Layout::kShape.query_stages>(r.step_number), Layout::kQueryFull,
+                 Layout::kQuery);
+    clear_others(StepStage<Layout::kShape.dout_stages>(r.step_number), Layout::kDoutFull,
+                 Layout::kDout);
   }
   if (cleared == r.own_number) return;
   cleared = r.own_number;

@@ -64,18 +64,19 @@ template <class T, int kDim, bool kCap>
 cudaError_t launch(const ForwardParameters<T>& parameters, const CUtensorMap& query,
                    const CUtensorMap& key, const CUtensorMap& value, cudaStream_t stream);
 
-/// A block of the backward pass: one warpgroup that fetches, and kGroups that compute on kGroupRows
-/// key rows each, kQueries queries a step.
+/// A block of the backward pass: one warpgroup that fetches, one that adds dQ, and kGroups that
+/// compute on kGroupRows key rows each, kQueries queries a step.
 struct BackwardShape {
   int groups, queries;
-  int stages;   // of queries and their gradients
+  int query_stages, dout_stages;
   int buffers;  // of gradients of scores
-  bool turns;   // the groups issue their products in turns
+  // Does a group's turn at the products begin before it meets the other, and end after its scores?
+  bool long_turns;
   int fetch_registers;
 };
 constexpr BackwardShape backward_shape(int dim) {
-  if (dim == 64) return {2, 128, 2, 2, true, 24};
-  return {2, 64, 2, 2, false, 24};
+  if (dim == 64) return {2, 128, 2, 3, 2, true, 24};
+  return {2, 64, 2, 3, 2, false, 24};
 }
 /// Heads above 128 take two kernels, with tiles of as many queries and keys: split_layout.cuh.
 constexpr int kSplitTile = 64;
@@ -92,8 +93,8 @@ struct BackwardParameters : cuda::BackwardParameters<T>, Traversal {
       false;  // in order: who adds first to a part finds nothing there, and stores it
 };
 
-/// Instantiated once per type, head_dim, cap and order in a file of its own.
-template <class T, int kDim, bool kCap, bool kInOrder>
+/// Instantiated once per type, head_dim and cap in a file of its own.
+template <class T, int kDim, bool kCap>
 cudaError_t launch_backward(const BackwardParameters<T>& parameters, const CUtensorMap& query,
                             const CUtensorMap& dout, const CUtensorMap& key,
                             const CUtensorMap& value, cudaStream_t stream);

@@ -39,6 +39,7 @@ constexpr auto max(A a, B b) {
   return a > b ? a : b;
 }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline unsigned atomicAdd(unsigned* p, unsigned n) {
   return __atomic_fetch_add(p, n, __ATOMIC_SEQ_CST);
@@ -264,5 +265,35 @@ inline void store_shared(std::uint32_t to, float a, float b, float c, float d) {
   std::memcpy(host::block->shared.data() + to, x, sizeof x);
 }
 inline void fence_shared() {}
+
+/// Sums in global memory: of the first number of what is there; the second must always be the same.
+inline void add_bytes(float* to, std::uint32_t from, std::uint32_t, bool) {
+  host::dawdle();
+  const std::lock_guard lock(host::block->mutex);
+  float x[2];
+  std::memcpy(x, host::block->shared.data() + from, sizeof x);
+  if (to[0] != 0 && to[1] != x[1]) host::fail("added to another's sums", static_cast<int>(x[1]));
+  to[0] += x[0];
+  to[1] = x[1];
+}
+inline void store_bytes(float* to, std::uint32_t from, std::uint32_t bytes) {
+  to[0] = to[1] = 0;
+  add_bytes(to, from, bytes, true);
+}
+template <int>
+void wait_bytes_read() {}
+template <int>
+void wait_bytes_added() {}
+inline void count(unsigned* counter) {
+  const std::lock_guard lock(host::block->mutex);
+  ++*counter;
+  host::block->changed.notify_all();
+}
+/// There is one block: when its turn has come, nobody has added who begins later.
+inline void wait_count(const unsigned* counter, unsigned wanted) {
+  std::unique_lock lock(host::block->mutex);
+  host::until(lock, "a turn that does not come", wanted, [&] { return *counter >= wanted; });
+  if (*counter > wanted) host::fail("additions out of order", *counter, wanted);
+}
 
 }  // namespace ringattn::cuda::ptx
