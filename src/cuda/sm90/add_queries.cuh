@@ -89,7 +89,7 @@ RINGATTN_DEVICE void add_queries(const BackwardParameters<T>& p, std::uint32_t b
   int number = 0;  // of the steps of all rows
 #pragma unroll 1
   for (;; ring.advance()) {
-    ptx::wait(steps.full(ring.at), ring.parity);
+    ptx::wait_asleep(steps.full(ring.at), ring.parity);
     const StepEntry e = steps.entry(ring.at);
     __syncwarp();
     if (speaker) ptx::arrive(steps.empty(ring.at));
@@ -105,14 +105,14 @@ RINGATTN_DEVICE void add_queries(const BackwardParameters<T>& p, std::uint32_t b
       if (speaker) {
         const std::int64_t part = static_cast<std::int64_t>(tile + step) * kGroups + group;
         if (p.in_order) ptx::wait_count(p.added + part, before);
-        ptx::wait(full, parity);
+        ptx::wait_asleep(full, parity);
         ptx::fence_shared();
         float* to = p.dquery_sum + part * QueryTiles::kPart;
         const std::uint32_t from = base + Layout::kDquery + group * Layout::kPartBytes;
         if (p.stores_first && before == 0) {
           ptx::store_bytes(to, from, Layout::kPartBytes);
         } else {
-          ptx::add_bytes(to, from, Layout::kPartBytes, true);
+          ptx::add_bytes(to, from, Layout::kPartBytes);
         }
         ptx::wait_bytes_read<0>();
         ptx::arrive(empty);

@@ -28,7 +28,7 @@ RINGATTN_DEVICE void fetch(std::uint32_t base, const typename ForwardLayout<kDim
   const auto load_values = [&] {
     if (held_row < 0) return;  // the first step of these rows
     const std::uint32_t full = barrier(Layout::kValueFull + values.at);
-    ptx::wait(barrier(Layout::kValueEmpty + values.at), values.parity ^ 1);
+    ptx::wait_asleep(barrier(Layout::kValueEmpty + values.at), values.parity ^ 1);
     ptx::arrive_expecting(full, Layout::kTileBytes);
     const std::uint32_t to = base + Layout::kValues + values.at * Layout::kTileBytes;
 #pragma unroll 1
@@ -42,7 +42,7 @@ RINGATTN_DEVICE void fetch(std::uint32_t base, const typename ForwardLayout<kDim
   };
 #pragma unroll 1
   for (;; ring.advance()) {
-    ptx::wait(steps.full(ring.at), ring.parity);
+    ptx::wait_asleep(steps.full(ring.at), ring.parity);
     const StepEntry e = steps.entry(ring.at);
     ptx::arrive(steps.empty(ring.at));
     if ((e.info & kEnd) != 0) return;
@@ -50,7 +50,7 @@ RINGATTN_DEVICE void fetch(std::uint32_t base, const typename ForwardLayout<kDim
     const int head = e.head_batch & 0xFFFF;
     const int batch = e.head_batch >> 16;
     if ((e.info & kFirst) != 0) {
-      ptx::wait(barrier(Layout::kQueryEmpty), query_parity);
+      ptx::wait_asleep(barrier(Layout::kQueryEmpty), query_parity);
       query_parity ^= 1;
       ptx::arrive_expecting(barrier(Layout::kQueryFull), Layout::kQueryBytes);
 #pragma unroll 1
@@ -63,7 +63,7 @@ RINGATTN_DEVICE void fetch(std::uint32_t base, const typename ForwardLayout<kDim
     for (int step = 0; step < e.info >> kStepsShift; ++step) {
       const int row = e.other_row - step * kColumns;
       const std::uint32_t full = barrier(Layout::kKeyFull + keys.at);
-      ptx::wait(barrier(Layout::kKeyEmpty + keys.at), keys.parity ^ 1);
+      ptx::wait_asleep(barrier(Layout::kKeyEmpty + keys.at), keys.parity ^ 1);
       ptx::arrive_expecting(full, Layout::kTileBytes);
       const std::uint32_t to = base + Layout::kKeys + keys.at * Layout::kTileBytes;
 #pragma unroll 1
@@ -90,7 +90,7 @@ RINGATTN_DEVICE void clear_values(const P& p, std::uint32_t base, const BitsRequ
   if (!others_padded<kShape.columns>(r)) return;
   until_asked();
   const StepStage<kShape.stages> stage(r.step_number);
-  ptx::wait(base + Layout::kBarriers + 8 * (Layout::kValueFull + stage.at), stage.parity);
+  ptx::wait_asleep(base + Layout::kBarriers + 8 * (Layout::kValueFull + stage.at), stage.parity);
   clear_padding<Layout::kPanels, kShape.columns>(
       base + Layout::kValues + stage.at * Layout::kTileBytes, p.schedule.key_segments,
       r.head_batch >> 16, p.schedule.keys.positions.size(), r.other_row, r.columns, thread);

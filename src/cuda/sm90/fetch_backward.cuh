@@ -25,7 +25,7 @@ RINGATTN_DEVICE void fetch_backward(const BackwardParameters<T>& p, std::uint32_
   std::uint32_t asked = 0;
 #pragma unroll 1
   for (;; ring.advance()) {
-    ptx::wait(steps.full(ring.at), ring.parity);
+    ptx::wait_asleep(steps.full(ring.at), ring.parity);
     const StepEntry e = steps.entry(ring.at);
     ptx::arrive(steps.empty(ring.at));
     if ((e.info & kEnd) != 0) return;
@@ -46,7 +46,7 @@ RINGATTN_DEVICE void fetch_backward(const BackwardParameters<T>& p, std::uint32_
       };
       // Gradients first: they are wanted before the queries are.
       const int dout_full = Layout::kDoutFull + dout_stage.at;
-      ptx::wait(barrier(Layout::kDoutEmpty + dout_stage.at), dout_stage.parity ^ 1);
+      ptx::wait_asleep(barrier(Layout::kDoutEmpty + dout_stage.at), dout_stage.parity ^ 1);
       ptx::arrive_expecting(barrier(dout_full), Layout::kQueryBytes + Layout::kStatisticsBytes);
       load(dout, Layout::kDout + dout_stage.at * Layout::kQueryBytes, dout_full);
       ptx::load_bytes(
@@ -55,12 +55,12 @@ RINGATTN_DEVICE void fetch_backward(const BackwardParameters<T>& p, std::uint32_
           Layout::kStatisticsBytes, barrier(dout_full));
       dout_stage.advance();
       const int query_full = Layout::kQueryFull + query_stage.at;
-      ptx::wait(barrier(Layout::kQueryEmpty + query_stage.at), query_stage.parity ^ 1);
+      ptx::wait_asleep(barrier(Layout::kQueryEmpty + query_stage.at), query_stage.parity ^ 1);
       ptx::arrive_expecting(barrier(query_full), Layout::kQueryBytes);
       load(query, Layout::kQuery + query_stage.at * Layout::kQueryBytes, query_full);
       query_stage.advance();
       if (step > 0 || (e.info & kFirst) == 0) continue;
-      ptx::wait(barrier(Layout::kKeyEmpty), own_parity);
+      ptx::wait_asleep(barrier(Layout::kKeyEmpty), own_parity);
       own_parity ^= 1;
       ptx::arrive_expecting(barrier(Layout::kKeyFull), 2 * Layout::kKeyBytes);
 #pragma unroll 1
@@ -93,7 +93,7 @@ RINGATTN_DEVICE void clear_step(const BackwardParameters<T>& p, std::uint32_t ba
   until_asked();
   if (padded) {
     const auto clear_others = [&](const auto& stage, int full, int to) {
-      ptx::wait(barrier(full + stage.at), stage.parity);
+      ptx::wait_asleep(barrier(full + stage.at), stage.parity);
       clear.template operator()<Layout::kQueries>(
           to + stage.at * Layout::kQueryBytes, p.schedule.query_segments,
           p.schedule.queries.positions, r.other_row, r.columns);
@@ -105,7 +105,7 @@ RINGATTN_DEVICE void clear_step(const BackwardParameters<T>& p, std::uint32_t ba
   }
   if (cleared == r.own_number) return;
   cleared = r.own_number;
-  ptx::wait(barrier(Layout::kKeyFull), static_cast<unsigned>(r.own_number) & 1U);
+  ptx::wait_asleep(barrier(Layout::kKeyFull), static_cast<unsigned>(r.own_number) & 1U);
   clear.template operator()<Layout::kRows>(Layout::kKey, p.schedule.key_segments,
                                            p.schedule.keys.positions, r.own_row, r.rows);
 }

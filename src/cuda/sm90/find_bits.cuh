@@ -74,7 +74,7 @@ RINGATTN_DEVICE void find_bits(const P& p, const Shared& shared, int thread, con
   typename Shared::Slots slots;
 #pragma unroll 1
   for (std::uint32_t number = 1;; ++number, slots.advance()) {
-    ptx::wait(shared.wanted(slots.at), slots.parity);
+    ptx::wait_asleep(shared.wanted(slots.at), slots.parity);
     const std::uint32_t from = shared.requests + BitsRequest::kBytes * slots.at;
     const std::uint32_t to = shared.bits_of(slots.at);
     const BitsRequest r = load_request(from);

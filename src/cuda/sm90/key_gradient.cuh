@@ -38,7 +38,7 @@ RINGATTN_DEVICE void fetch_queries(const BackwardParameters<T>& p, std::uint32_t
   std::uint32_t asked = 0;
 #pragma unroll 1
   for (;; ring.advance()) {
-    ptx::wait(steps.full(ring.at), ring.parity);
+    ptx::wait_asleep(steps.full(ring.at), ring.parity);
     const StepEntry e = steps.entry(ring.at);
     ptx::arrive(steps.empty(ring.at));
     if ((e.info & kEnd) != 0) return;
@@ -46,7 +46,7 @@ RINGATTN_DEVICE void fetch_queries(const BackwardParameters<T>& p, std::uint32_t
     const int head = e.head_batch & 0xFFFF;
     const int batch = e.head_batch >> 16;
     if ((e.info & kFirst) != 0) {
-      ptx::wait(barrier(Layout::kKeyEmpty), own_parity);
+      ptx::wait_asleep(barrier(Layout::kKeyEmpty), own_parity);
       own_parity ^= 1;
       ptx::arrive_expecting(barrier(Layout::kKeyFull), 2 * Layout::kKeyBytes);
       load(Layout::kKey, key, Layout::kKeyFull, e.own_row, head / p.group, batch);
@@ -58,7 +58,7 @@ RINGATTN_DEVICE void fetch_queries(const BackwardParameters<T>& p, std::uint32_t
     for (int step = 0; step < e.info >> kStepsShift; ++step) {
       const int row = e.other_row + step * Layout::kQueries;
       const int full = Layout::kQueryFull + stage.at;
-      ptx::wait(barrier(Layout::kQueryEmpty + stage.at), stage.parity ^ 1);
+      ptx::wait_asleep(barrier(Layout::kQueryEmpty + stage.at), stage.parity ^ 1);
       ptx::arrive_expecting(barrier(full), 2 * Layout::kQueryBytes + Layout::kStatisticsBytes);
       load(Layout::kQuery + stage.at * Layout::kQueryBytes, query, full, row, head, batch);
       load(Layout::kDout + stage.at * Layout::kQueryBytes, dout, full, row, head, batch);
@@ -81,7 +81,7 @@ RINGATTN_DEVICE void clear_queries(const BackwardParameters<T>& p, std::uint32_t
   if (!others_padded<Layout::kQueries>(r)) return;
   until_asked();
   const StepStage<Layout::kStages> stage(r.step_number);
-  ptx::wait(base + Layout::kBarriers + 8 * (Layout::kQueryFull + stage.at), stage.parity);
+  ptx::wait_asleep(base + Layout::kBarriers + 8 * (Layout::kQueryFull + stage.at), stage.parity);
   for (int to : {Layout::kQuery, Layout::kDout}) {
     clear_padding<Layout::kPanels, Layout::kQueries>(
         base + to + stage.at * Layout::kQueryBytes, p.schedule.query_segments, r.head_batch >> 16,

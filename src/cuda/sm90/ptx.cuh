@@ -34,22 +34,50 @@ RINGATTN_DEVICE void arrive_expecting(std::uint32_t barrier, std::uint32_t bytes
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                : "memory");
 }
+/// The upper half of a clock in nanoseconds: one is 4.3 seconds.
+RINGATTN_DEVICE std::uint32_t clock_high() {
+  std::uint32_t t;
+  asm volatile("mov.u32 %0, %%globaltimer_hi;" : "=r"(t));
+  return t;
+}
+/// Whether the phase with this parity is complete. kSleep: sleeps until it is, for milliseconds at
+/// most; without, a try returns in nanoseconds.
+template <bool kSleep>
 RINGATTN_DEVICE bool try_wait(std::uint32_t barrier, std::uint32_t parity) {
   std::uint32_t done;
-  asm volatile(
-      "{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; "
-      "selp.u32 %0, 1, 0, p;}"
-      : "=r"(done)
-      : "r"(barrier), "r"(parity)
-      : "memory");
+  if constexpr (kSleep) {
+    asm volatile(
+        "{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2, %3; "
+        "selp.u32 %0, 1, 0, p;}"
+        : "=r"(done)
+        : "r"(barrier), "r"(parity), "r"(10'000'000)
+        : "memory");
+  } else {
+    asm volatile(
+        "{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; "
+        "selp.u32 %0, 1, 0, p;}"
+        : "=r"(done)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+  }
   return done != 0;
 }
-/// Waits for the phase with this parity. Each try suspends for microseconds; a wait of minutes can
-/// only be a fault of ours, and becomes an error instead of a hang.
+/// Waits for the phase with this parity, asking again and again: by who computes, whom to wake
+/// would take longer than most waits. A wait that does not end within about a minute can only be a
+/// fault of ours, and becomes an error instead of a hang.
 RINGATTN_DEVICE void wait(std::uint32_t barrier, std::uint32_t parity) {
   std::uint32_t tries = 0;
-  while (!try_wait(barrier, parity)) {
-    if (++tries == 1U << 26) __trap();
+  while (!try_wait<false>(barrier, parity)) {
+    if (++tries == 1U << 31) __trap();
+  }
+}
+/// The same by all others, asleep, for two minutes at most: asking, they would take issue slots
+/// from who computes, and from each other.
+RINGATTN_DEVICE void wait_asleep(std::uint32_t barrier, std::uint32_t parity) {
+  if (try_wait<false>(barrier, parity)) return;
+  const std::uint32_t begin = clock_high();
+  while (!try_wait<true>(barrier, parity)) {
+    if (clock_high() - begin > 30) __trap();
   }
 }
 
@@ -58,7 +86,7 @@ RINGATTN_DEVICE void wait(std::uint32_t barrier, std::uint32_t parity) {
 RINGATTN_DEVICE void store_count(std::uint32_t counter, std::uint32_t count) {
   asm volatile("st.release.cta.shared::cta.u32 [%0], %1;" ::"r"(counter), "r"(count) : "memory");
 }
-/// Polls, as sparingly as wait() does; like there, minutes are a fault of ours.
+/// Asks now and then; as in wait(), a wait that does not end can only be a fault of ours.
 RINGATTN_DEVICE void wait_for_count(std::uint32_t counter, std::uint32_t count) {
 #pragma unroll 1
   for (std::uint32_t tries = 0; tries < 1U << 26; ++tries) {
@@ -137,14 +165,12 @@ RINGATTN_DEVICE void prefetch_l2(const void* from, std::uint32_t bytes) {
 }
 
 /// Adds floats in shared memory to those in global memory, in no particular order with other
-/// additions (9.7.9.25.5.2), if `mine`: without a branch, which would stand between a wgmma and its
-/// wait. Addresses and size are multiples of 16.
-RINGATTN_DEVICE void add_bytes(float* to, std::uint32_t from, std::uint32_t bytes, bool mine) {
+/// additions (9.7.9.25.5.2). Addresses and size are multiples of 16.
+RINGATTN_DEVICE void add_bytes(float* to, std::uint32_t from, std::uint32_t bytes) {
   asm volatile(
-      "{.reg .pred p; setp.ne.b32 p, %3, 0;\n"
-      "@p cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;\n"
-      "@p cp.async.bulk.commit_group;}" ::"l"(to),
-      "r"(from), "r"(bytes), "r"(static_cast<int>(mine))
+      "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;\n"
+      "cp.async.bulk.commit_group;" ::"l"(to),
+      "r"(from), "r"(bytes)
       : "memory");
 }
 /// The same, stored instead of added.

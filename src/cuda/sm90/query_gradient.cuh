@@ -38,7 +38,7 @@ RINGATTN_DEVICE void fetch_keys(std::uint32_t base,
   std::uint32_t asked = 0;
 #pragma unroll 1
   for (;; ring.advance()) {
-    ptx::wait(steps.full(ring.at), ring.parity);
+    ptx::wait_asleep(steps.full(ring.at), ring.parity);
     const StepEntry e = steps.entry(ring.at);
     ptx::arrive(steps.empty(ring.at));
     if ((e.info & kEnd) != 0) return;
@@ -46,7 +46,7 @@ RINGATTN_DEVICE void fetch_keys(std::uint32_t base,
     const int head = e.head_batch & 0xFFFF;
     const int batch = e.head_batch >> 16;
     if ((e.info & kFirst) != 0) {
-      ptx::wait(barrier(Layout::kQueryEmpty), query_parity);
+      ptx::wait_asleep(barrier(Layout::kQueryEmpty), query_parity);
       query_parity ^= 1;
       ptx::arrive_expecting(barrier(Layout::kQueryFull), 2 * Layout::kQueryBytes);
       load(Layout::kQuery, query, Layout::kQueryFull, Layout::kRows, e.own_row, head, batch);
@@ -55,13 +55,13 @@ RINGATTN_DEVICE void fetch_keys(std::uint32_t base,
 #pragma unroll 1
     for (int step = 0; step < e.info >> kStepsShift; ++step) {
       const int row = e.other_row - step * Layout::kColumns;
-      ptx::wait(barrier(Layout::kKeyEmpty + stage.at), stage.parity ^ 1);
+      ptx::wait_asleep(barrier(Layout::kKeyEmpty + stage.at), stage.parity ^ 1);
       ptx::arrive_expecting(barrier(Layout::kKeyFull + stage.at), Layout::kTileBytes);
       load(Layout::kKeys + stage.at * Layout::kTileBytes, key, Layout::kKeyFull + stage.at,
            Layout::kColumns, row, head / group, batch);
       stage.advance();
       say_asked(steps, asked, e.info);
-      ptx::wait(barrier(Layout::kValueEmpty), value_stage.parity ^ 1);
+      ptx::wait_asleep(barrier(Layout::kValueEmpty), value_stage.parity ^ 1);
       ptx::arrive_expecting(barrier(Layout::kValueFull), Layout::kTileBytes);
       load(Layout::kValues, value, Layout::kValueFull, Layout::kColumns, row, head / group, batch);
       value_stage.advance();

@@ -344,7 +344,7 @@ RINGATTN_DEVICE void produce_steps(const P& p, const Shared& shared) {
   bool holding = false;
   const auto publish = [&](const StepEntry& e) {
     if (lane == 0) {
-      ptx::wait(shared.empty(ring.at), ring.parity ^ 1);
+      ptx::wait_asleep(shared.empty(ring.at), ring.parity ^ 1);
       ptx::store_words(shared.entries + 16 * ring.at, e.other_row, e.info, e.own_row, e.head_batch);
       ptx::arrive(shared.full(ring.at));
     }
@@ -352,7 +352,7 @@ RINGATTN_DEVICE void produce_steps(const P& p, const Shared& shared) {
   };
   const auto request = [&](const BitsRequest& r) {
     if (lane == 0) {
-      ptx::wait(shared.bits_empty(slots.at), slots.parity ^ 1);
+      ptx::wait_asleep(shared.bits_empty(slots.at), slots.parity ^ 1);
       const std::uint32_t to = shared.requests + BitsRequest::kBytes * slots.at;
       ptx::store_words(to, r.own_row, r.own_index, r.rows, r.other_tile);
       ptx::store_words(to + 16, r.other_row, r.other_index, r.columns, r.runs);
@@ -373,7 +373,7 @@ RINGATTN_DEVICE void produce_steps(const P& p, const Shared& shared) {
       typename Shared::Ring before = ring;
 #pragma unroll
       for (int i = 0; i <= Shared::kLeft; ++i) before.back();
-      ptx::wait(shared.empty(before.at), before.parity);
+      ptx::wait_asleep(shared.empty(before.at), before.parity);
       drawn = static_cast<int>((p.in_order ? 0 : gridDim.x) + atomicAdd(p.ticket, 1U));
     }
     return __shfl_sync(0xFFFFFFFFU, drawn, 0);

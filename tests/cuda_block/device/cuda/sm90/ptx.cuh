@@ -204,6 +204,7 @@ inline void wait(std::uint32_t barrier, std::uint32_t parity) {
   host::until(lock, "a barrier that nobody completes", barrier,
               [&] { return (b.phase & 1U) != parity; });
 }
+inline void wait_asleep(std::uint32_t barrier, std::uint32_t parity) { wait(barrier, parity); }
 inline void store_count(std::uint32_t counter, std::uint32_t count) {
   host::dawdle();
   const std::lock_guard lock(host::block->mutex);
@@ -267,7 +268,7 @@ inline void store_shared(std::uint32_t to, float a, float b, float c, float d) {
 inline void fence_shared() {}
 
 /// Sums in global memory: of the first number of what is there; the second must always be the same.
-inline void add_bytes(float* to, std::uint32_t from, std::uint32_t, bool) {
+inline void add_bytes(float* to, std::uint32_t from, std::uint32_t) {
   host::dawdle();
   const std::lock_guard lock(host::block->mutex);
   float x[2];
@@ -278,7 +279,7 @@ inline void add_bytes(float* to, std::uint32_t from, std::uint32_t, bool) {
 }
 inline void store_bytes(float* to, std::uint32_t from, std::uint32_t bytes) {
   to[0] = to[1] = 0;
-  add_bytes(to, from, bytes, true);
+  add_bytes(to, from, bytes);
 }
 template <int>
 void wait_bytes_read() {}
