@@ -24,8 +24,14 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
   using Layout = BackwardLayout<kDim>;
   constexpr int kQueries = Layout::kQueries;
   constexpr int kRows = Layout::kRows;
-  constexpr int kParts = kQueries / 64;
   constexpr bool kWide = kDim > 64;  // gradients of queries are shared by columns, else by rows
+  constexpr int kParts = kQueries / 64;
+  constexpr int kFours = kQueries / 16;  // of a thread's columns
+  // Where 16 packed weights lie among 32 registers: kFour from one four of them to the next.
+  // Gradients of scores lie kSecond behind. With 64 queries eight of each are packed into the
+  // registers of eight as soon as they are known; with 128 that would take more of them.
+  constexpr int kFour = kWide ? 8 : 4;
+  constexpr int kSecond = kWide ? 4 : 16;
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x % 128 / 32;
   const int own_row = group * kGroupRows + warp * 16 + lane / 4;
@@ -43,9 +49,9 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
   const std::uint64_t score_rows =
       ptx::descriptor(base + Layout::kScores + (kWide ? 0 : group * kGroupRows * 128), 16);
   // Where this thread's part of a transposed tile of scores goes.
-  const std::uint32_t score_to = base + Layout::kScores + group * kQueries * 128 +
-                                 (lane / 16 * 8 + lane % 8) * 128 +
-                                 ((2 * warp + lane / 8 % 2) ^ lane % 8) * 16;
+  const std::uint32_t score_row = base + Layout::kScores + group * kQueries * 128 +
+                                  (lane / 16 * 8 + lane % 8) * 128 +
+                                  ((2 * warp + lane / 8 % 2) ^ lane % 8) * 16;
 
   StepReader<Layout> reader(steps);
   Place<Layout::kShape.query_stages> query;
@@ -57,23 +63,20 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
   float dkey[kDim / 2];
   float dvalue[kDim / 2];
   // Tiles in parts of 64 queries. `a` holds scores, then weights, then both of the tiles that are
-  // gathered, rounded and packed: weights in the first half of a part, gradients of scores in the
-  // second. `b` holds gradients of weights, then of scores, then those of queries. Both stay where
-  // they are from step to step: that and the two sums is all that the registers take.
-  float a[kParts][32];
-  float b[kParts][32];
-  float lse[16];
+  // gathered, rounded and packed. `b` holds gradients of weights, then of scores, then those of
+  // queries. Both stay where they are from step to step: that and the two sums is all that the
+  // registers take.
+  float a[kQueries / 2];
+  float b[kQueries / 2];
+  float statistics[16];
   const int zero = p.tiles < 0 ? 1 : 0;  // as nobody but us knows
 
   const auto stage_offset = [](int at) { return (at * Layout::kQueryBytes) >> 4; };
   // Own rows against the queries, or their gradients, of a stage.
-  const auto issue_tile = [&](float(&to)[kParts][32], std::uint64_t own, std::uint64_t others)
+  const auto issue_tile = [&](float(&to)[kQueries / 2], std::uint64_t own, std::uint64_t others)
       __attribute__((always_inline)) {
     ptx::wgmma_fence();
-#pragma unroll
-    for (int i = 0; i < kParts; ++i) {
-      multiply_rows_in_place<T, kDim, kRows, kQueries>(to[i], own, others + i * 512, zero);
-    }
+    multiply_rows_in_place<T, kDim, kQueries, kRows>(to, own, others, zero);
     ptx::wgmma_commit();
   };
   const auto issue_scores = [&]() __attribute__((always_inline)) {
@@ -90,7 +93,7 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
     ptx::wgmma_fence();
 #pragma unroll
     for (int i = 0; i < kParts; ++i) {
-      gather_packed<T, kDim>(sum, a[i] + first, columns + i * 512);
+      gather_packed<T, kDim, kFour>(sum, a + 32 * i + first, columns + i * 512);
     }
     ptx::wgmma_commit();
   };
@@ -98,7 +101,7 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
     issue_sum(dvalue, 0, dout_columns + stage_offset(dout.at));
   };
   const auto issue_dkey = [&]() __attribute__((always_inline)) {
-    issue_sum(dkey, 16, query_columns + stage_offset(query.at));
+    issue_sum(dkey, kSecond, query_columns + stage_offset(query.at));
   };
   // The gradients of scores of both groups are there: a step behind, the other group may be that
   // late. `have`: there is a step before, else what is made of them is of no use.
@@ -109,20 +112,15 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
   const auto issue_dquery = [&]() __attribute__((always_inline)) {
     ptx::wgmma_fence();
     multiply_columns_in_place<T, kRows, kQueries>(
-        b[0], score_rows + ((ready.at * Layout::kScoreBytes) >> 4), key_columns, zero);
+        reinterpret_cast<float(&)[32]>(b), score_rows + ((ready.at * Layout::kScoreBytes) >> 4),
+        key_columns, zero);
     ptx::wgmma_commit();
   };
   // In turns each group has the tensor cores while the other finds weights and gradients of scores.
   const auto turn = [&] { ptx::named_sync(12 + group, 256); };
   const auto pass_turn = [&] { ptx::named_arrive(12 + (group ^ 1), 256); };
-  const auto pin_a = [&] {
-#pragma unroll
-    for (int i = 0; i < kParts; ++i) ptx::pin(a[i]);
-  };
-  const auto pin_b = [&] {
-#pragma unroll
-    for (int i = 0; i < kParts; ++i) ptx::pin(b[i]);
-  };
+  const auto pin_a = [&] { ptx::pin(a); };
+  const auto pin_b = [&] { ptx::pin(b); };
   // To add_queries(), which fences: here a fence would wait for every store. Not `have`: as above,
   // and nobody is told.
   const std::uint32_t dquery_at =
@@ -132,8 +130,7 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
     ptx::wait(barrier(Layout::kDqueryEmpty + group), ready.at ^ 1);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      ptx::store_shared(dquery_at + i * 2048, b[0][4 * i], b[0][4 * i + 1], b[0][4 * i + 2],
-                        b[0][4 * i + 3]);
+      ptx::store_shared(dquery_at + i * 2048, b[4 * i], b[4 * i + 1], b[4 * i + 2], b[4 * i + 3]);
     }
     __syncwarp();
     const bool mine = lane == 0 && have;
@@ -141,75 +138,99 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
     ptx::arrive(barrier(Layout::kScoresEmpty + ready.at), mine);
     if (have) ready.advance();
   };
-  // Statistics of this thread's columns of a part; `which`: 0 lse, 1 delta. They lie as QueryTiles
-  // orders columns.
-  const auto load_statistics = [&](float(&x)[16], int part, int which)
-      __attribute__((always_inline)) {
-    const std::uint32_t from = base + Layout::kStatistics + dout.at * Layout::kStatisticsBytes +
-                               lane % 4 * 16 + (which * kQueries + part * 64) * 4;
+  // Statistics of this thread's columns, as QueryTiles orders them, four at a time: lse of all,
+  // then delta. Sixteen are here; the next take the place of those that are done with. With a cap
+  // both are wanted at once, and come when they are: no registers are left before.
+  const auto load_four = [&](float(&x)[16], int k) __attribute__((always_inline)) {
+    ptx::load_shared(
+        x + k % 4 * 4,
+        base + Layout::kStatistics + dout.at * Layout::kStatisticsBytes + lane % 4 * 16 + k * 64);
+  };
+  const auto load_sixteen = [&](float(&x)[16], int first) __attribute__((always_inline)) {
 #pragma unroll
-    for (int n = 0; n < 4; ++n) ptx::load_shared(x + 4 * n, from + n * 64);
+    for (int k = 0; k < 4; ++k) load_four(x, first + k);
   };
   // Scores to weights. With a cap they wait for the gradients of weights, which take its slope.
-  const auto exponentiate = [&](float(&lse)[16]) __attribute__((always_inline)) {
-    if constexpr (!kCap) {
+  const auto exponentiate = [&]() __attribute__((always_inline)) {
+    if constexpr (kCap) return;
 #pragma unroll
-      for (int part = 0; part < kParts; ++part) {
-        if (part > 0) load_statistics(lse, part, 0);
+    for (int k = 0; k < kFours; ++k) {
+      const float* const lse = statistics + k % 4 * 4;
+      float* const x = a + 8 * k;
 #pragma unroll
-        for (int i = 0; i < 32; ++i) {
-          float& x = a[part][i];
-          x = ptx::power_of_two(fmaf(x, p.score_scale, -lse[i / 4 * 2 + i % 2]));
-        }
+      for (int i = 0; i < 8; ++i) {
+        x[i] = ptx::power_of_two(fmaf(x[i], p.score_scale, -lse[i / 4 * 2 + i % 2]));
       }
+      load_four(statistics, k + 4);
     }
   };
+  // kCount weights and gradients of scores, to where `a` has them packed.
+  const auto pack = [&]<int kCount>(float* w, const float* x) __attribute__((always_inline)) {
+    const auto to = [&](int n) -> float& { return w[n / 4 * kFour + n % 4]; };
+    const auto pair = [](const float* from) {
+      return __uint_as_float(ptx::pack<T>(from[0], from[1]));
+    };
+#pragma unroll
+    for (int n = 0; n < kCount / 2; ++n) to(n) = pair(w + 2 * n);
+#pragma unroll
+    for (int n = 0; n < kCount / 2; ++n) (&to(n))[kSecond] = pair(x + 2 * n);
+  };
   // Weights and their gradients to weights and gradients of scores, packed.
-  const auto differentiate = [&](float(&lse)[16]) __attribute__((always_inline)) {
-    float delta[16];
+  const auto differentiate = [&]() __attribute__((always_inline)) {
+    float capped[16];  // with a cap: delta
+    float(&deltas)[16] = kCap ? capped : statistics;
 #pragma unroll
-    for (int part = 0; part < kParts; ++part) {
-      load_statistics(delta, part, 1);
-      if (kCap && part > 0) load_statistics(lse, part, 0);
+    for (int k = 0; k < kFours; ++k) {
+      const float* const lse = statistics + k % 4 * 4;
+      const float* const delta = deltas + k % 4 * 4;
+      float* const w = a + 8 * k;
+      float* const x = b + 8 * k;
+      if (kCap && k % 4 == 0) {
+        load_sixteen(capped, kFours + k);
+        load_sixteen(statistics, k);
+      }
 #pragma unroll
-      for (int i = 0; i < 32; ++i) {
-        float& w = a[part][i];
-        float& x = b[part][i];
-        x -= delta[i / 4 * 2 + i % 2];
+      for (int i = 0; i < 8; ++i) {
+        const int column = i / 4 * 2 + i % 2;
+        x[i] -= delta[column];
         if constexpr (kCap) {
-          const float t = unit_cap<T>(w, p.score_scale);
-          w = ptx::power_of_two(fmaf(t, p.log2_cap, -lse[i / 4 * 2 + i % 2]));
-          x *= fmaf(-t, t, 1.0F);
+          const float t = unit_cap<T>(w[i], p.score_scale);
+          w[i] = ptx::power_of_two(fmaf(t, p.log2_cap, -lse[column]));
+          x[i] *= fmaf(-t, t, 1.0F);
         }
-        x *= w;
+        x[i] *= w[i];
       }
+      if (!kCap && k + 4 < kFours) load_four(statistics, kFours + k + 4);
+      if constexpr (kWide) pack.template operator()<8>(w, x);
     }
+    // Where these go, of which a part comes from local memory. With 64 queries it is asked for
+    // here, long before it is used; with 128 there is no register for it yet.
+    std::uint32_t score_to = 0;
+    const auto find_place = [&] { score_to = score_row + scores.at * Layout::kScoreBytes; };
+    if constexpr (kWide) {
+      find_place();
+      ptx::pin(score_to);
+    } else {
 #pragma unroll
-    for (int i = 0; i < kParts; ++i) {
-#pragma unroll
-      for (int n = 0; n < 16; ++n) {
-        a[i][n] = __uint_as_float(ptx::pack<T>(a[i][2 * n], a[i][2 * n + 1]));
-      }
-#pragma unroll
-      for (int n = 0; n < 16; ++n) {
-        a[i][16 + n] = __uint_as_float(ptx::pack<T>(b[i][2 * n], b[i][2 * n + 1]));
+      for (int i = 0; i < kParts; ++i) {
+        pack.template operator()<32>(a + 32 * i, b + 32 * i);
       }
     }
     reader.hide(group, own_row, [&](uint4 low, uint4 high) {
 #pragma unroll
       for (int i = 0; i < kParts; ++i) {
-        hide_packed(a[i], part_of(low, i), part_of(high, i));
-        hide_packed(a[i] + 16, part_of(low, i), part_of(high, i));
+        hide_packed<kFour>(a + 32 * i, part_of(low, i), part_of(high, i));
+        hide_packed<kFour>(a + 32 * i + kSecond, part_of(low, i), part_of(high, i));
       }
     });
     // For the gradients of queries, which both groups gather.
     ptx::wait(barrier(Layout::kScoresEmpty + scores.at), scores.parity ^ 1);
+    if constexpr (!kWide) find_place();
 #pragma unroll
     for (int k = 0; k < kQueries / 16; ++k) {
-      const float* g = a[k / 4] + 16 + k % 4 * 4;
-      ptx::store_transposed(score_to + scores.at * Layout::kScoreBytes + k * 2048,
-                            __float_as_uint(g[0]), __float_as_uint(g[1]), __float_as_uint(g[2]),
-                            __float_as_uint(g[3]));
+      const float* g = a + k / 4 * 32 + k % 4 * kFour + kSecond;
+      ptx::store_transposed(score_to + k * 2048, __float_as_uint(g[0]), __float_as_uint(g[1]),
+                            __float_as_uint(g[2]), __float_as_uint(g[3]));
     }
     ptx::named_arrive(2 + 2 * scores.at + (group ^ 1), 256);
     scores.advance();
@@ -225,12 +246,12 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
       reader.left -= 2;
       issue_scores();
       issue_dweights();
-      load_statistics(lse, 0, 0);
+      if (!kCap) load_sixteen(statistics, 0);
       ptx::wgmma_wait<0>();
       pin_a();
       pin_b();
-      exponentiate(lse);
-      differentiate(lse);
+      exponentiate();
+      differentiate();
       bool have = false;  // a step before this one
       while (reader.left != 0) {
         if constexpr (Layout::kShape.long_turns) {
@@ -260,12 +281,12 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
         ptx::arrive(query_leaving, lane == 0);
         issue_scores();
         if (Layout::kShape.long_turns) pass_turn();
-        load_statistics(lse, 0, 0);
+        if (!kCap) load_sixteen(statistics, 0);
         ptx::wgmma_wait<0>();
         pin_a();
         pin_b();
-        exponentiate(lse);
-        differentiate(lse);
+        exponentiate();
+        differentiate();
       }
       issue_dvalue();
       issue_dkey();

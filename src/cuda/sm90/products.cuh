@@ -21,16 +21,16 @@ RINGATTN_DEVICE void multiply_rows(float (&d)[kColumns / 2], std::uint64_t a, st
   }
 }
 
-/// The same with b of 64 rows within panels of kBRows, into the registers that d has, whatever they
-/// hold. `zero` is 0, which the compiler must not know: see wgmma.cuh.
-template <class T, int kDepth, int kARows, int kBRows>
-RINGATTN_DEVICE void multiply_rows_in_place(float (&d)[32], std::uint64_t a, std::uint64_t b,
-                                            int zero) {
+/// The same into the registers that d has, whatever they hold. `zero` is 0, which the compiler must
+/// not know: see wgmma.cuh.
+template <class T, int kDepth, int kColumns, int kARows>
+RINGATTN_DEVICE void multiply_rows_in_place(float (&d)[kColumns / 2], std::uint64_t a,
+                                            std::uint64_t b, int zero) {
 #pragma unroll
   for (int k = 0; k < kDepth / 16; ++k) {
-    ptx::Wgmma<T, 64>::multiply_add(d, a + ((k / 4 * kARows * 128 + k % 4 * 32) >> 4),
-                                    b + ((k / 4 * kBRows * 128 + k % 4 * 32) >> 4),
-                                    k == 0 ? zero : 1);
+    ptx::Wgmma<T, kColumns>::multiply_add(d, a + ((k / 4 * kARows * 128 + k % 4 * 32) >> 4),
+                                          b + ((k / 4 * kColumns * 128 + k % 4 * 32) >> 4),
+                                          k == 0 ? zero : 1);
   }
 }
 
@@ -44,14 +44,14 @@ RINGATTN_DEVICE void gather(float (&acc)[kColumns / 2], const std::uint32_t (&p)
   }
 }
 
-/// acc += p b, p of 64 columns, packed in the bits of floats.
-template <class T, int kColumns>
+/// acc += p b, p of 64 columns, packed in the bits of floats: four of every kFour.
+template <class T, int kColumns, int kFour>
 RINGATTN_DEVICE void gather_packed(float (&acc)[kColumns / 2], const float* p, std::uint64_t b) {
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
     std::uint32_t w[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) w[i] = __float_as_uint(p[4 * k + i]);
+    for (int i = 0; i < 4; ++i) w[i] = __float_as_uint(p[kFour * k + i]);
     ptx::Wgmma<T, kColumns>::multiply_add(acc, w, b + ((k * 2048) >> 4));
   }
 }

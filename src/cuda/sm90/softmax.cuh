@@ -173,8 +173,8 @@ RINGATTN_DEVICE void hide(float (&s)[kScores], uint4 low, uint4 high, float hidd
 RINGATTN_DEVICE uint2 part_of(uint4 words, int part) {
   return part == 0 ? make_uint2(words.x, words.y) : make_uint2(words.z, words.w);
 }
-/// The same for 64 columns of numbers packed in pairs, to 0.
-template <class Word>
+/// The same for 64 columns of numbers packed in pairs, to 0: four words of every kFour.
+template <int kFour = 4, class Word>
 RINGATTN_DEVICE void hide_packed(Word* x, uint2 low, uint2 high) {
   static_assert(sizeof(Word) == 4);
   const int shift = 2 * (threadIdx.x % 4);
@@ -191,8 +191,9 @@ RINGATTN_DEVICE void hide_packed(Word* x, uint2 low, uint2 high) {
   };
 #pragma unroll
   for (int n = 0; n < 8; ++n) {
-    keep(x[2 * n], a[n / 4] >> n % 4 * 8);
-    keep(x[2 * n + 1], b[n / 4] >> n % 4 * 8);
+    Word* const two = x + n / 2 * kFour + n % 2 * 2;
+    keep(two[0], a[n / 4] >> n % 4 * 8);
+    keep(two[1], b[n / 4] >> n % 4 * 8);
   }
 }
 

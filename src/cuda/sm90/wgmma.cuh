@@ -36,6 +36,8 @@ RINGATTN_DEVICE void pin(std::uint32_t (&r)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(r[i])::"memory");
 }
 
+RINGATTN_DEVICE void pin(std::uint32_t& r) { asm volatile("" : "+r"(r)::"memory"); }
+
 /// An operand in shared memory with the 128-byte swizzle: panels of 64 columns, each of rows of 128
 /// bytes, chunk c of row r at c ^ (r % 8); 1024-byte aligned. `panel_bytes`: from panel to panel,
 /// where the rows are the dimension that is summed over.
