@@ -327,7 +327,7 @@ void follow_backward(const Packed& in, const typename BackwardLayout<kDim>::Step
   Follower<Layout> reader{in, steps, group, {}, {}};
   Place<Layout::kShape.query_stages> query;
   Place<Layout::kShape.dout_stages> dout;
-  unsigned key_parity = 0;
+  unsigned own_parity = 0;
   unsigned turn = 0;
   const auto hand_over = [&](int part) {
     ptx::wait(barrier(Layout::kDqueryEmpty + group), turn ^ 1U);
@@ -339,8 +339,9 @@ void follow_backward(const Packed& in, const typename BackwardLayout<kDim>::Step
   };
   for (StepEntry block = reader.take(); (block.info & kEnd) == 0; block = reader.take()) {
     if ((block.info & kHasOthers) == 0) continue;
-    ptx::wait(barrier(Layout::kKeyFull), key_parity);
-    key_parity ^= 1U;
+    ptx::wait(barrier(Layout::kKeyFull), own_parity);
+    ptx::wait(barrier(Layout::kValueFull), own_parity);
+    own_parity ^= 1U;
     StepEntry e = block;
     for (bool more = true; more;) {
       more = (e.info & kMore) != 0;
@@ -371,6 +372,7 @@ void follow_backward(const Packed& in, const typename BackwardLayout<kDim>::Step
       }
       if (more) e = reader.take();
     }
+    Follower<Layout>::of_four_warps(barrier(Layout::kValueEmpty));
     Follower<Layout>::of_four_warps(barrier(Layout::kKeyEmpty));
   }
 }

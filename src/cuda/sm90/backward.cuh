@@ -152,9 +152,8 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
   };
   // Scores to weights. With a cap they wait for the gradients of weights, which take its slope.
   const auto exponentiate = [&]() __attribute__((always_inline)) {
-    if constexpr (kCap) return;
 #pragma unroll
-    for (int k = 0; k < kFours; ++k) {
+    for (int k = 0; k < (kCap ? 0 : kFours); ++k) {
       const float* const lse = statistics + k % 4 * 4;
       float* const x = a + 8 * k;
 #pragma unroll
@@ -242,9 +241,10 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
     for (int i = 0; i < kDim / 2; ++i) dkey[i] = dvalue[i] = 0.0F;
     if ((now.info & kHasOthers) != 0) {
       ptx::wait(barrier(Layout::kKeyFull), own_parity);
-      own_parity ^= 1;
       reader.left -= 2;
       issue_scores();
+      ptx::wait(barrier(Layout::kValueFull), own_parity);
+      own_parity ^= 1;
       issue_dweights();
       if (!kCap) load_sixteen(statistics, 0);
       ptx::wgmma_wait<0>();
@@ -288,26 +288,25 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
         exponentiate();
         differentiate();
       }
-      issue_dvalue();
-      issue_dkey();
+      ptx::arrive(barrier(Layout::kValueEmpty), lane == 0);
       meet(have);
       issue_dquery();
-      ptx::wgmma_wait<0>();
+      issue_dvalue();
+      ptx::wgmma_wait<1>();
+      pin_b();
+      store_dquery(have);
+      issue_dkey();
+      meet(true);
+      issue_dquery();
+      ptx::wgmma_wait<1>();
       pin_a();
+      ptx::arrive(barrier(Layout::kDoutEmpty + dout.at), lane == 0);
+      ptx::arrive(barrier(Layout::kQueryEmpty + query.at), lane == 0);
+      ptx::wgmma_wait<0>();
       pin_b();
       ptx::pin(dkey);
       ptx::pin(dvalue);
-      store_dquery(have);
-      meet(true);
-      issue_dquery();
-      ptx::wgmma_wait<0>();
-      pin_b();
-      store_dquery(true);
-      if (lane == 0) {
-        ptx::arrive(barrier(Layout::kDoutEmpty + dout.at));
-        ptx::arrive(barrier(Layout::kQueryEmpty + query.at));
-        ptx::arrive(barrier(Layout::kKeyEmpty));
-      }
+      ptx::arrive(barrier(Layout::kKeyEmpty), lane == 0);
       dout.advance();
       query.advance();
     }
@@ -320,6 +319,8 @@ RINGATTN_DEVICE void compute_backward(const BackwardParameters<T>& p, std::uint3
                             done.own_row + own_row, valid, p.scale);
     store_gradient<T, kDim>(dvalue, p.dvalue_out, p.dvalue, p, p.value_dim, batch, head,
                             done.own_row + own_row, valid, 1.0F);
+    // Only now, when those of the step before are likely to be gone.
+    if ((done.info & kHasOthers) != 0) store_dquery(true);
   }
 }
 

@@ -39,9 +39,11 @@ struct BackwardLayout {
     using Ring = Place<kRing>;
     using Slots = Place<kSlots>;
   };
-  static constexpr int kKeyFull = Steps::kBarriers;  // keys and values
+  static constexpr int kKeyFull = Steps::kBarriers;
   static constexpr int kKeyEmpty = kKeyFull + 1;
-  static constexpr int kQueryFull = kKeyFull + 2;
+  static constexpr int kValueFull = kKeyFull + 2;
+  static constexpr int kValueEmpty = kKeyFull + 3;
+  static constexpr int kQueryFull = kKeyFull + 4;
   static constexpr int kQueryEmpty = kQueryFull + kShape.query_stages;
   static constexpr int kDoutFull = kQueryEmpty + kShape.query_stages;  // gradients and statistics
   static constexpr int kDoutEmpty = kDoutFull + kShape.dout_stages;
@@ -58,8 +60,10 @@ struct BackwardLayout {
   RINGATTN_DEVICE static void init_barriers(std::uint32_t base) {
     const auto barrier = [&](int i) { return base + kBarriers + 8 * i; };
     steps_at<BackwardLayout>(base).init_barriers(kShape.groups, 1 + kAdders);
-    ptx::barrier_init(barrier(kKeyFull), 1);
-    ptx::barrier_init(barrier(kKeyEmpty), 4 * kShape.groups);
+    for (const int full : {kKeyFull, kValueFull}) ptx::barrier_init(barrier(full), 1);
+    for (const int empty : {kKeyEmpty, kValueEmpty}) {
+      ptx::barrier_init(barrier(empty), 4 * kShape.groups);
+    }
     for (int i = 0; i < kShape.query_stages; ++i) {
       ptx::barrier_init(barrier(kQueryFull + i), 1);
       ptx::barrier_init(barrier(kQueryEmpty + i), 4 * kShape.groups);

@@ -60,16 +60,19 @@ RINGATTN_DEVICE void fetch_backward(const BackwardParameters<T>& p, std::uint32_
       load(query, Layout::kQuery + query_stage.at * Layout::kQueryBytes, query_full);
       query_stage.advance();
       if (step > 0 || (e.info & kFirst) == 0) continue;
-      ptx::wait_asleep(barrier(Layout::kKeyEmpty), own_parity);
-      own_parity ^= 1;
-      ptx::arrive_expecting(barrier(Layout::kKeyFull), 2 * Layout::kKeyBytes);
+      // Values first: those of the rows before are done with before their keys are.
+      const auto load_own = [&](const CUtensorMap* from, int to, int full, int empty) {
+        ptx::wait_asleep(barrier(empty), own_parity);
+        ptx::arrive_expecting(barrier(full), Layout::kKeyBytes);
 #pragma unroll 1
-      for (int i = 0; i < Layout::kPanels; ++i) {
-        ptx::load_box(base + Layout::kKey + i * Layout::kRows * 128, key, barrier(Layout::kKeyFull),
-                      64 * i, e.own_row, head / p.group, batch);
-        ptx::load_box(base + Layout::kValue + i * Layout::kRows * 128, value,
-                      barrier(Layout::kKeyFull), 64 * i, e.own_row, head / p.group, batch);
-      }
+        for (int i = 0; i < Layout::kPanels; ++i) {
+          ptx::load_box(base + to + i * Layout::kRows * 128, from, barrier(full), 64 * i, e.own_row,
+                        head / p.group, batch);
+        }
+      };
+      load_own(value, Layout::kValue, Layout::kValueFull, Layout::kValueEmpty);
+      load_own(key, Layout::kKey, Layout::kKeyFull, Layout::kKeyEmpty);
+      own_parity ^= 1;
     }
     say_asked(steps, asked, e.info);
   }
