@@ -135,7 +135,7 @@ struct BackwardPieces {
   // Behind each other: sm90::wants_cleared.
   float* dquery_sum;  // as query_sums() says
   unsigned* tickets;
-  unsigned* added;  // counts by parts of tiles, if additions have an order
+  unsigned* added;  // by parts of tiles
   TileSpan* seen_tiles;
 };
 BackwardPieces carve_backward(const Plan& plan, Carver& carver) {
@@ -153,8 +153,7 @@ BackwardPieces carve_backward(const Plan& plan, Carver& carver) {
                                           : tiles.rows > 0 ? heads * tiles.floats()
                                                            : n * p.head_dim);
   w.tickets = carver.take_array<unsigned>(sm90::kBackwardTickets);
-  const bool in_order = adds && plan.options().deterministic;
-  w.added = in_order ? carver.take_array<unsigned>(heads * tiles.parts()) : nullptr;
+  w.added = carver.take_array<unsigned>(adds ? heads * tiles.parts() : 0);
   w.seen_tiles = carve_seen_tiles(plan, Pass::kBackward, carver);
   return w;
 }
@@ -303,6 +302,7 @@ PassCounts CudaBackend::backward(const BackwardStep& step) const {
     p.ticket = w.tickets;
     p.seen_tiles = w.seen_tiles;
     p.added = w.added;
+    p.deterministic = step.plan.options().deterministic;
     cuda::set_result(step.dquery, p.dquery, p.dquery32);
     p.dkey = reinterpret_cast<float*>(step.dkey_sum);
     p.dvalue = reinterpret_cast<float*>(step.dvalue_sum);

@@ -71,9 +71,9 @@ struct BackwardParameters : Common<T> {
   float* dvalue = nullptr;  // [B, Sk, G, Dv], overwritten
   Rows<T> dkey_out;         // if set, written instead: rounded
   Rows<T> dvalue_out;
-  unsigned* ticket = nullptr;  // scratch
-  unsigned* added =
-      nullptr;  // scratch, one per part of query_sums; if set, additions have an order
+  bool deterministic = false;   // additions to query_sums have an order
+  unsigned* ticket = nullptr;   // scratch
+  unsigned* added = nullptr;    // scratch, one per part of query_sums
   float* statistics = nullptr;  // of query_sums' tiles: RowStatistics::by_tile
 };
 

@@ -377,9 +377,14 @@ void follow_backward(const Packed& in, const typename BackwardLayout<kDim>::Step
   }
 }
 
-/// Every block that sees a tile of queries has added to its parts, once.
+/// What lies where sums begin: no sum of theirs.
+constexpr float kNoSum = 1e6F;
+
+/// Every block that sees a tile of queries has added to its parts, once. `begin`: sums began with
+/// this kernel, on kNoSum instead of 0. `added`, if looked at, counts blocks where they have an
+/// order, and says elsewhere which parts are there.
 template <class Layout>
-void expect_sums(const Packed& in, const std::vector<float>& sums,
+void expect_sums(const Packed& in, const std::vector<float>& sums, bool begin, bool in_order,
                  const std::vector<unsigned>* added) {
   constexpr int kGroups = Layout::kShape.groups;
   const auto keys = static_cast<int>(in.schedule.keys.count());
@@ -396,10 +401,13 @@ void expect_sums(const Packed& in, const std::vector<float>& sums,
       for (int g = 0; g < kGroups; ++g) {
         const int part = part_of<Layout>(in, head, tile, g);
         const float* sum = sums.data() + static_cast<std::ptrdiff_t>(part) * QueryTiles::kPart;
-        EXPECT_EQ(sum[0], static_cast<float>(want)) << "head " << head << ", tile " << tile;
-        EXPECT_EQ(sum[1], static_cast<float>(want == 0 ? 0 : part));
+        const float untouched = begin ? kNoSum : 0.0F;
+        EXPECT_EQ(sum[0], want == 0 ? untouched : static_cast<float>(want))
+            << "head " << head << ", tile " << tile;
+        EXPECT_EQ(sum[1], want == 0 ? untouched : static_cast<float>(part));
         if (added != nullptr) {
-          EXPECT_EQ((*added)[static_cast<std::size_t>(part)], static_cast<unsigned>(want));
+          const int told = in_order || want == 0 ? want : static_cast<int>(kThere);
+          EXPECT_EQ((*added)[static_cast<std::size_t>(part)], static_cast<unsigned>(told));
         }
       }
     }
@@ -417,11 +425,13 @@ void run_backward(int seed, int rows, bool causal, bool packed, bool in_order) {
   p.query_tiles = static_cast<int>(in.schedule.queries.count());
   p.first_run_tiles = p.query_tiles;
   const int parts = part_of<Layout>(in, kHeads, 0, 0);
-  std::vector<float> sums(static_cast<std::size_t>(parts) * QueryTiles::kPart);
+  const bool begin = in_order || seed != 1;  // else steps before this one have cleared them
+  std::vector<float> sums(static_cast<std::size_t>(parts) * QueryTiles::kPart,
+                          begin ? kNoSum : 0.0F);
   std::vector<unsigned> added(static_cast<std::size_t>(parts));
   p.dquery_sum = sums.data();
   p.added = added.data();
-  p.stores_first = in_order;
+  p.stores_first = begin;
   const CUtensorMap query = map_of(kQuery, kShape.queries, rows);
   const CUtensorMap dout = map_of(kDout, kShape.queries, rows);
   const CUtensorMap key = map_of(kKey, Layout::kRows, rows);
@@ -456,7 +466,7 @@ void run_backward(int seed, int rows, bool causal, bool packed, bool in_order) {
   }
   threads.run();
 
-  expect_sums<Layout>(in, sums, in_order ? &added : nullptr);
+  expect_sums<Layout>(in, sums, begin, in_order, begin ? &added : nullptr);
 }
 
 struct Passing {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Warps that have the copy engine add gradients of queries to their sums, to which other blocks add
 // as well. For the same bits in every run they do so in the order in which the blocks begin: a
-// block waits only for blocks that began before it, so somebody can always go on.
+// block waits only for blocks that began before it, so somebody can always go on. If nothing has
+// been added before the kernel, who is first stores: sums that are never read need no clearing.
 #pragma once
 
 #include "cuda/sm90/backward_layout.cuh"
@@ -71,6 +72,13 @@ RINGATTN_DEVICE int adders_before(const BackwardParameters<T>& p, const StepEntr
   return count;
 }
 
+/// What has happened to a part of dQ whose sums begin with this kernel, in no particular order.
+enum PartState : unsigned {
+  kNothing,
+  kClaimed,  // one is storing the first numbers
+  kThere,
+};
+
 /// By a warpgroup: the gradients that the groups have put into shared memory. A warp adds those of
 /// one group in every second step: in order, reading the count of others, adding and counting take
 /// longer than a step.
@@ -104,21 +112,33 @@ RINGATTN_DEVICE void add_queries(const BackwardParameters<T>& p, std::uint32_t b
       if (number % Layout::kAddTurns != turn) continue;
       if (speaker) {
         const std::int64_t part = static_cast<std::int64_t>(tile + step) * kGroups + group;
-        if (p.in_order) ptx::wait_count(p.added + part, before);
+        unsigned* const added = p.added + part;
+        bool first = p.stores_first;
+        if (p.in_order) {
+          ptx::wait_count(added, before);
+          first = first && before == 0;
+        } else if (first) {
+          first = !ptx::counted(added, kThere);  // asked while there is time
+        }
         ptx::wait_asleep(full, parity);
         ptx::fence_shared();
+        // Only who has the numbers claims: nobody else has to wait for anything to store them.
+        if (first && !p.in_order) {
+          first = ptx::claim(added);
+          if (!first) ptx::wait_count(added, kThere);
+        }
         float* to = p.dquery_sum + part * QueryTiles::kPart;
         const std::uint32_t from = base + Layout::kDquery + group * Layout::kPartBytes;
-        if (p.stores_first && before == 0) {
+        if (first) {
           ptx::store_bytes(to, from, Layout::kPartBytes);
         } else {
           ptx::add_bytes(to, from, Layout::kPartBytes);
         }
         ptx::wait_bytes_read<0>();
         ptx::arrive(empty);
-        if (p.in_order) {
+        if (first || p.in_order) {
           ptx::wait_bytes_added<0>();
-          ptx::count(p.added + part);
+          ptx::count(added);
         }
       }
       __syncwarp();

@@ -60,17 +60,17 @@ cudaError_t start(BackwardParameters<T>& p, Pass own, int query_rows, int key_ro
                                              stream);
 }
 
-/// In order: does whoever is first to add to a part of dQ store instead?
+/// Does whoever is first to add to a part of dQ store instead? Later steps add to every part.
 template <class T>
 bool stores_first(const cuda::BackwardParameters<T>& p) {
-  return p.added != nullptr && p.first && p.last;
+  return p.first && p.last;
 }
 
 /// One kernel for all three gradients; dQ is added up in memory and rounded by another at the end.
 template <class T, int kDim>
 cudaError_t at_once(const cuda::BackwardParameters<T>& given, cudaStream_t stream) {
   constexpr BackwardShape kShape = backward_shape(kDim);
-  BackwardParameters<T> p = complete(given, Pass::kBackward, kShape.groups, given.added != nullptr);
+  BackwardParameters<T> p = complete(given, Pass::kBackward, kShape.groups, given.deterministic);
   p.stores_first = stores_first(given);
   const cudaError_t error =
       start<T>(p, Pass::kBackward, kShape.queries, kShape.groups * kGroupRows,
@@ -124,11 +124,13 @@ bool takes(const cuda::BackwardParameters<T>& p) {
 
 template <class T>
 std::span<std::byte> wants_cleared(const cuda::BackwardParameters<T>& p) {
-  const bool sums = p.first && !stores_first(p) && !splits(kernel_dim(p.head_dim, p.value_dim));
+  const bool adds = !splits(kernel_dim(p.head_dim, p.value_dim));
+  const bool sums = adds && p.first && !stores_first(p);
+  const bool counts = adds && (p.deterministic || stores_first(p));
   void* begin = sums ? static_cast<void*>(p.dquery_sum) : p.ticket;
-  const unsigned* end = p.added == nullptr ? p.ticket + kBackwardTickets
-                                           : p.added + static_cast<std::int64_t>(p.batch) *
-                                                           p.heads * p.query_sums.parts();
+  const unsigned* end =
+      counts ? p.added + static_cast<std::int64_t>(p.batch) * p.heads * p.query_sums.parts()
+             : p.ticket + kBackwardTickets;
   auto* from = static_cast<std::byte*>(begin);
   return {from, reinterpret_cast<const std::byte*>(end)};
 }

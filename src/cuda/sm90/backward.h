@@ -22,9 +22,9 @@ QueryTiles query_tiles(const Problem& problem, const Positions& queries);
 /// Of BackwardParameters::ticket: one per kernel.
 constexpr int kBackwardTickets = 2;
 
-/// What a step wants to find set to 0: tickets, the counts of what has been added and, before the
-/// first step, sums of dQ. These lie behind each other, the sums first. backward() clears it, but
-/// before the first step the caller does.
+/// What a step wants to find set to 0: tickets, what `added` says and, before the first of several
+/// steps, sums of dQ. These lie behind each other, the sums first. backward() clears it, but before
+/// the first step the caller does.
 template <class T>
 std::span<std::byte> wants_cleared(const cuda::BackwardParameters<T>& parameters);
 

@@ -89,8 +89,9 @@ struct BackwardParameters : cuda::BackwardParameters<T>, Traversal {
   // Tiles of queries of a head, those of the first run before those of the second.
   int query_tiles = 0;
   int first_run_tiles = 0;
-  bool stores_first =
-      false;  // in order: who adds first to a part finds nothing there, and stores it
+  // Who adds first to a part of dQ finds nothing there, and stores it. `added` then says what
+  // happened to the part: in order how many have added, else one of PartState.
+  bool stores_first = false;
 };
 
 /// Instantiated once per type, head_dim and cap in a file of its own.

@@ -193,19 +193,32 @@ RINGATTN_DEVICE void wait_bytes_added() {
   asm volatile("cp.async.bulk.wait_group %0;\nfence.proxy.async.global;" ::"n"(kPending)
                : "memory");
 }
-/// A counter in global memory, of several blocks: what was done before count() is seen by who has
-/// seen the count (9.7.13.15). A wait of minutes can only be a fault of ours.
+/// A counter in global memory, of several blocks: what was done before count() is seen, also by the
+/// copy engine, by who has seen the count (9.7.13.15).
 RINGATTN_DEVICE void count(unsigned* counter) {
   asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
 }
-RINGATTN_DEVICE void wait_count(const unsigned* counter, unsigned wanted) {
+RINGATTN_DEVICE bool counted(const unsigned* counter, unsigned wanted) {
   unsigned seen = 0;
-  for (unsigned tries = 0;; ++tries) {
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
-    if (seen >= wanted) break;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+  if (seen < wanted) return false;
+  asm volatile("fence.proxy.async.global;" ::: "memory");
+  return true;
+}
+/// A wait of minutes can only be a fault of ours.
+RINGATTN_DEVICE void wait_count(const unsigned* counter, unsigned wanted) {
+  for (unsigned tries = 0; !counted(counter, wanted); ++tries) {
     if (tries == 1U << 28) __trap();
   }
-  asm volatile("fence.proxy.async.global;" ::: "memory");
+}
+/// From 0 to 1, by one thread of all that try.
+RINGATTN_DEVICE bool claim(unsigned* counter) {
+  unsigned before = 0;
+  asm volatile("atom.relaxed.gpu.global.cas.b32 %0, [%1], 0, 1;"
+               : "=r"(before)
+               : "l"(counter)
+               : "memory");
+  return before == 0;
 }
 
 RINGATTN_DEVICE void load_shared(float* x, std::uint32_t from) {

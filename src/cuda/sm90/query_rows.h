@@ -13,7 +13,7 @@ struct FinishQueries {
   std::int64_t heads;  // of all batch rows
   int heads_per_batch, head_dim;
   const float* sums;
-  const unsigned* added;  // if set: how many have added to a part, which is nowhere if nobody has
+  const unsigned* added;  // if set: 0 for a part that nobody has added to, and that holds nothing
   float scale;
   Rows<T> dquery;  // one of the two
   Rows<float> dquery32;

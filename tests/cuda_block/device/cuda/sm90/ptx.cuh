@@ -290,6 +290,17 @@ inline void count(unsigned* counter) {
   ++*counter;
   host::block->changed.notify_all();
 }
+inline bool counted(const unsigned* counter, unsigned wanted) {
+  const std::lock_guard lock(host::block->mutex);
+  return *counter >= wanted;
+}
+inline bool claim(unsigned* counter) {
+  host::dawdle();
+  const std::lock_guard lock(host::block->mutex);
+  if (*counter != 0) return false;
+  *counter = 1;
+  return true;
+}
 /// There is one block: when its turn has come, nobody has added who begins later.
 inline void wait_count(const unsigned* counter, unsigned wanted) {
   std::unique_lock lock(host::block->mutex);
