@@ -22,20 +22,18 @@ struct RowsOfGradient {
   unsigned first_run, first_run_tiles, head_tiles;  // of to.tiles
 };
 
-/// The row of a group of kLanes threads. Whole heads to a block and 32 bits: divisions of 64 would
-/// take longer than reading the row.
-template <int kLanes>
-struct Row {
-  static constexpr unsigned kPerBlock = kThreads / kLanes;
+/// The kRows rows, from i on, of a group of kLanes threads. Whole heads to a block and 32 bits:
+/// divisions of 64 would take longer than reading the rows.
+template <int kLanes, int kRows>
+struct RowGroup {
+  static constexpr unsigned kPerBlock = kThreads / kLanes * kRows;
   unsigned head, b, h, i;
-  bool there;
 
-  __device__ explicit Row(const RowsOfGradient& p) {
+  __device__ explicit RowGroup(const RowsOfGradient& p) {
     head = blockIdx.x / p.blocks;
     b = head / p.heads;
     h = head - b * p.heads;
-    i = (blockIdx.x - head * p.blocks) * kPerBlock + threadIdx.x / kLanes;
-    there = i < p.seq;
+    i = (blockIdx.x - head * p.blocks) * kPerBlock + threadIdx.x / kLanes * kRows;
   }
 };
 
@@ -71,29 +69,34 @@ __device__ void clear(const RowStatistics& to) {
   }
 }
 
-/// lse and delta of a row from dot(out, dout). `zero`: all of out is.
-template <int kLanes>
-__device__ void finish_row(const RowsOfGradient& p, const Row<kLanes>& row, double sum, bool zero) {
-  const float lse = static_cast<const float*>(p.lse_in.data)[offset(p.lse_in, row.b, row.h, row.i)];
+template <class Group>
+__device__ float lse_of(const RowsOfGradient& p, const Group& row, unsigned i) {
+  return static_cast<const float*>(p.lse_in.data)[offset(p.lse_in, row.b, row.h, i)];
+}
+
+/// lse and delta of row i from its lse and dot(out, dout). `zero`: all of out is.
+template <class Group>
+__device__ void finish_row(const RowsOfGradient& p, const Group& row, unsigned i, float lse,
+                           double sum, bool zero) {
   // A row that saw nothing has out 0 and does not look at dout, which may be anything there.
   if (zero && p.sinks != nullptr && static_cast<float>(p.sinks[row.h]) == lse) sum = 0.0;
   if (p.dlse.data != nullptr) {
-    sum -= static_cast<const float*>(p.dlse.data)[offset(p.dlse, row.b, row.h, row.i)];
+    sum -= static_cast<const float*>(p.dlse.data)[offset(p.dlse, row.b, row.h, i)];
   }
   const auto delta = static_cast<float>(sum);
   const float base = backward_lse(lse);
-  const std::int64_t at = std::int64_t{row.head} * p.seq + row.i;
+  const std::int64_t at = std::int64_t{row.head} * p.seq + i;
   p.to.delta[at] = delta;
   p.to.lse[at] = base;
-  if (p.to.tiles.rows > 0) store_by_tile(p, row.head, row.i, base, delta);
+  if (p.to.tiles.rows > 0) store_by_tile(p, row.head, i, base, delta);
 }
 
 /// One warp per row.
 __global__ void row_kernel(const __grid_constant__ RowsOfGradient p) {
   clear(p.to);
-  const Row<32> row(p);
+  const RowGroup<32, 1> row(p);
   const int lane = threadIdx.x % 32;
-  if (!row.there) return;
+  if (row.i >= p.seq) return;
   double sum = 0.0;
   bool zero = true;
   for (std::int64_t d = lane; d < p.out.shape[3]; d += 32) {
@@ -103,36 +106,58 @@ __global__ void row_kernel(const __grid_constant__ RowsOfGradient p) {
   }
   for (int other = 16; other > 0; other /= 2) sum += __shfl_xor_sync(0xFFFFFFFFU, sum, other);
   zero = __all_sync(0xFFFFFFFFU, zero) != 0;
-  if (lane == 0) finish_row(p, row, sum, zero);
+  if (lane == 0) finish_row(p, row, row.i, lse_of(p, row, row.i), sum, zero);
 }
+
+/// Rows of a group of threads in fast_row_kernel(): all that they read is on its way at once.
+constexpr int kFastRows = 4;
 
 /// The same for 16-bit rows that can be read 16 bytes at a time, kLanes threads each. Sums of
 /// products of 16-bit numbers need no more than floats.
 template <class T, int kLanes>
-__global__ void fast_row_kernel(const __grid_constant__ RowsOfGradient p) {
-  const Row<kLanes> row(p);
-  const int lane = threadIdx.x % kLanes;
-  float sum = 0.0F;
-  int nonzero = 0;
-  if (row.there && lane * 8 < p.out.shape[3]) {
-    const auto eight = [&](const ConstTensorView& t) {
-      return __ldcs(reinterpret_cast<const uint4*>(static_cast<const T*>(t.data) +
-                                                   offset(t, row.b, row.i, row.h, 0) + lane * 8));
+__global__ void __launch_bounds__(kThreads)
+    fast_row_kernel(const __grid_constant__ RowsOfGradient p) {
+  const RowGroup<kLanes, kFastRows> row(p);
+  const unsigned lane = threadIdx.x % kLanes;
+  // A thread finishes one row, if any.
+  const bool finishes = lane < kFastRows && row.i + lane < p.seq;
+  const float lse = finishes ? lse_of(p, row, row.i + lane) : 0.0F;
+  uint4 x[kFastRows]{};
+  uint4 y[kFastRows]{};
+  if (lane * 8 < p.out.shape[3]) {
+    const auto read = [&](const ConstTensorView& t, uint4(&to)[kFastRows]) {
+      const T* from = static_cast<const T*>(t.data) + offset(t, row.b, row.i, row.h, lane * 8);
+#pragma unroll
+      for (unsigned r = 0; r < kFastRows; ++r, from += t.stride(1)) {
+        if (row.i + r < p.seq) to[r] = __ldcs(reinterpret_cast<const uint4*>(from));
+      }
     };
-    const uint4 x = eight(p.out);
-    const uint4 y = eight(p.dout);
-    const T* a = reinterpret_cast<const T*>(&x);
-    const T* c = reinterpret_cast<const T*>(&y);
-#pragma unroll
-    for (int n = 0; n < 8; ++n) sum = fmaf(static_cast<float>(a[n]), static_cast<float>(c[n]), sum);
-    nonzero = ((x.x | x.y | x.z | x.w) & 0x7FFF7FFFU) != 0 ? 1 : 0;
+    read(p.out, x);
+    read(p.dout, y);
   }
+  float sum = 0.0F;
+  bool zero = true;
 #pragma unroll
-  for (int other = kLanes / 2; other > 0; other /= 2) {
-    sum += __shfl_xor_sync(0xFFFFFFFFU, sum, other);
-    nonzero |= __shfl_xor_sync(0xFFFFFFFFU, nonzero, other);
+  for (unsigned r = 0; r < kFastRows; ++r) {
+    const T* a = reinterpret_cast<const T*>(x + r);
+    const T* c = reinterpret_cast<const T*>(y + r);
+    float part = 0.0F;
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+      part = fmaf(static_cast<float>(a[n]), static_cast<float>(c[n]), part);
+    }
+    int nonzero = ((x[r].x | x[r].y | x[r].z | x[r].w) & 0x7FFF7FFFU) != 0 ? 1 : 0;
+#pragma unroll
+    for (int other = kLanes / 2; other > 0; other /= 2) {
+      part += __shfl_xor_sync(0xFFFFFFFFU, part, other);
+      nonzero |= __shfl_xor_sync(0xFFFFFFFFU, nonzero, other);
+    }
+    if (lane == r) {
+      sum = part;
+      zero = nonzero == 0;
+    }
   }
-  if (row.there && lane == 0) finish_row(p, row, sum, nonzero == 0);
+  if (finishes) finish_row(p, row, row.i + lane, lse, sum, zero);
   clear(p.to);
 }
 
@@ -146,11 +171,11 @@ bool fast(const ConstTensorView& a, const ConstTensorView& b) {
          a.dim(3) % 8 == 0 && a.dim(3) <= 256 && aligned(a) && aligned(b);
 }
 
-/// A launch of kLanes threads per row.
-template <int kLanes>
+/// A launch of kLanes threads per kRows rows.
+template <int kLanes, int kRows>
 void run(void (*kernel)(RowsOfGradient), RowsOfGradient p, std::int64_t all_heads,
          cudaStream_t stream) {
-  const std::int64_t blocks = ceil_div(p.seq, Row<kLanes>::kPerBlock);
+  const std::int64_t blocks = ceil_div(p.seq, RowGroup<kLanes, kRows>::kPerBlock);
   if (blocks * all_heads > INT32_MAX) {
     throw Error(ErrorCode::kUnsupported, "query: more than 2^34 rows x heads on one GPU");
   }
@@ -162,11 +187,11 @@ template <class T>
 void run_fast(const RowsOfGradient& p, std::int64_t all_heads, cudaStream_t stream) {
   const std::int64_t dim = p.out.dim(3);
   if (dim <= 64) {
-    run<8>(fast_row_kernel<T, 8>, p, all_heads, stream);
+    run<8, kFastRows>(fast_row_kernel<T, 8>, p, all_heads, stream);
   } else if (dim <= 128) {
-    run<16>(fast_row_kernel<T, 16>, p, all_heads, stream);
+    run<16, kFastRows>(fast_row_kernel<T, 16>, p, all_heads, stream);
   } else {
-    run<32>(fast_row_kernel<T, 32>, p, all_heads, stream);
+    run<32, kFastRows>(fast_row_kernel<T, 32>, p, all_heads, stream);
   }
 }
 
@@ -219,7 +244,7 @@ void preprocess(const BackwardStep& step, const RowStatistics& to) {
                                static_cast<unsigned>(tiles.count())};
     const cudaStream_t stream = native(step.stream);
     if (!fast(step.out, step.dout)) {
-      run<32>(row_kernel, given, all_heads, stream);
+      run<32, 1>(row_kernel, given, all_heads, stream);
     } else if (step.out.dtype == DType::kBFloat16) {
       run_fast<__nv_bfloat16>(given, all_heads, stream);
     } else {

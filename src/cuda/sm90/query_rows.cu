@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(128) finish_kernel(const __grid_constant__ Fin
   float acc[32];
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    const float4 x = there ? __ldcs(reinterpret_cast<const float4*>(from + i * 512)) : float4{};
+    const float4 x = there ? *reinterpret_cast<const float4*>(from + i * 512) : float4{};
     acc[4 * i] = x.x;
     acc[4 * i + 1] = x.y;
     acc[4 * i + 2] = x.z;
