@@ -117,6 +117,7 @@ constexpr int kFastRows = 4;
 template <class T, int kLanes>
 __global__ void __launch_bounds__(kThreads)
     fast_row_kernel(const __grid_constant__ RowsOfGradient p) {
+  static_assert(kFastRows <= kLanes);
   const RowGroup<kLanes, kFastRows> row(p);
   const unsigned lane = threadIdx.x % kLanes;
   // A thread finishes one row, if any.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <string>
 
 #include "ringattn/attention.h"
@@ -14,5 +16,15 @@ inline std::string cuda_absent() {
   }
   return "this build has no CUDA backend";
 }
+
+/// Tests that need a GPU, and say why they are skipped without.
+template <class Base = testing::Test>
+class OnAGpu : public Base {
+ protected:
+  void SetUp() override {
+    const std::string reason = cuda_absent();
+    if (!reason.empty()) GTEST_SKIP() << "no test on a GPU: " << reason;
+  }
+};
 
 }  // namespace ringattn::support

@@ -39,13 +39,7 @@ namespace {
 using cuda::check;
 using cuda::native;
 
-class CudaGraph : public testing::Test {
- protected:
-  void SetUp() override {
-    const std::string reason = cuda_absent();
-    if (!reason.empty()) GTEST_SKIP() << "no test on a GPU: " << reason;
-  }
-};
+class CudaGraph : public OnAGpu<> {};
 
 std::size_t bytes_of(const ConstTensorView& view) {
   std::int64_t bytes = size_of(view.dtype);

@@ -85,13 +85,7 @@ void poison(HostTensor& tensor, const HostTensor& ids) {
   }
 }
 
-class CudaTable : public testing::TestWithParam<std::tuple<const char*, Layout>> {
- protected:
-  void SetUp() override {
-    const std::string reason = cuda_absent();
-    if (!reason.empty()) GTEST_SKIP() << "no test on a GPU: " << reason;
-  }
-};
+class CudaTable : public OnAGpu<testing::TestWithParam<std::tuple<const char*, Layout>>> {};
 
 TEST_P(CudaTable, MatchesFloat64OnEveryRing) {
   const auto& [text, layout] = GetParam();
